@@ -35,6 +35,8 @@ pub mod failpoint;
 pub mod oci;
 pub mod task;
 // Row 2.
+pub mod lease;
+pub mod progress;
 // Row 3.
 // Row 4.
 // Row 5.

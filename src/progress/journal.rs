@@ -1,0 +1,134 @@
+//! [`Journal`]: the progress of one build, readable from its start by any number of readers.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+
+use tokio::sync::watch;
+
+use super::Sink;
+use super::Update;
+use crate::oci::Digest;
+
+/// Updates in order, with the outdated values of items left out.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    by_number: BTreeMap<u64, Update>,
+    items: HashMap<(Digest, String), u64>,
+    next: u64,
+}
+
+impl Entries {
+    pub(super) fn push(&mut self, update: Update) {
+        let number = self.next;
+        self.next += 1;
+        if let Update::Item(item) = &update
+            && let Some(outdated) = self.items.insert((item.vertex, item.id.clone()), number)
+        {
+            self.by_number.remove(&outdated);
+        }
+        self.by_number.insert(number, update);
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Update> {
+        self.by_number.values()
+    }
+}
+
+/// The progress of one build. Clones are the same journal.
+#[derive(Clone, Debug)]
+pub struct Journal(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    entries: Mutex<Entries>,
+    /// Number of the next update, and whether there will be one.
+    tail: watch::Sender<Tail>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Tail {
+    next: u64,
+    closed: bool,
+}
+
+impl Default for Journal {
+    fn default() -> Journal {
+        Journal::new()
+    }
+}
+
+impl Journal {
+    pub fn new() -> Journal {
+        Journal(Arc::new(Inner { entries: Mutex::default(), tail: watch::Sender::default() }))
+    }
+
+    /// A reader that starts at the first update.
+    pub fn reader(&self) -> Reader {
+        Reader { journal: self.clone(), tail: self.0.tail.subscribe(), next: 0 }
+    }
+
+    /// Ends every reader once it has read what is there. Later updates are ignored.
+    pub fn close(&self) {
+        self.0.tail.send_modify(|tail| tail.closed = true);
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.0.tail.borrow().closed
+    }
+
+    /// True if both are one journal.
+    pub(super) fn same(&self, other: &Journal) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sink for Journal {
+    fn send(&self, update: Update) {
+        let mut entries = self.entries();
+        if self.is_closed() {
+            return;
+        }
+        entries.push(update);
+        let next = entries.next;
+        drop(entries);
+        self.0.tail.send_modify(|tail| tail.next = tail.next.max(next));
+    }
+}
+
+/// One reader's place in a journal.
+#[derive(Debug)]
+pub struct Reader {
+    journal: Journal,
+    tail: watch::Receiver<Tail>,
+    next: u64,
+}
+
+impl Reader {
+    /// Everything new, in order; waits while there is nothing. `None` after the end.
+    ///
+    /// Cancellation safe: nothing is taken before the future is ready.
+    pub async fn next(&mut self) -> Option<Vec<Update>> {
+        loop {
+            let from = self.next;
+            // The journal is held by `self`, so the sender lives.
+            let tail = *self.tail.wait_for(|tail| tail.closed || tail.next > from).await.ok()?;
+            let entries = self.journal.entries();
+            let batch: Vec<Update> = entries.by_number.range(from..).map(|(_, u)| u.clone()).collect();
+            self.next = entries.next;
+            if !batch.is_empty() {
+                return Some(batch);
+            }
+            if tail.closed {
+                return None;
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+use std::sync::Arc;
+
+use super::*;
+
+fn vertex(name: &str) -> Vertex {
+    Vertex::new(Digest::sha256(name), name)
+}
+
+async fn drain(journal: &Journal) -> Vec<Update> {
+    journal.close();
+    let mut reader = journal.reader();
+    let mut all = Vec::new();
+    while let Some(batch) = reader.next().await {
+        all.extend(batch);
+    }
+    all
+}
+
+/// The states of `name` as letters: announced, started, completed.
+fn states(updates: &[Update], name: &str) -> String {
+    let digest = Digest::sha256(name);
+    updates
+        .iter()
+        .filter_map(|u| match u {
+            Update::Vertex(v) if v.digest == digest => Some(match (v.started, v.completed) {
+                (None, _) => 'a',
+                (Some(_), None) => 's',
+                (Some(_), Some(_)) => 'c',
+            }),
+            _ => None,
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn every_reader_gets_all_from_the_start_and_then_the_end() {
+    let journal = Journal::new();
+    let progress = VertexProgress::new(vertex("v"), Arc::new(journal.clone()));
+    let mut early = journal.reader();
+    assert_eq!(early.next().await.unwrap().len(), 1);
+    progress.start();
+    progress.log(LogStream::Stdout, "x".into());
+    progress.complete(None);
+    let all = drain(&journal).await;
+    assert_eq!(states(&all, "v"), "asc");
+    assert_eq!(all.len(), 4);
+    assert_eq!(early.next().await.unwrap().len(), 3);
+    assert!(early.next().await.is_none());
+    assert!(early.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_only_the_newest_value_of_an_item() {
+    let journal = Journal::new();
+    let progress = VertexProgress::new(vertex("v"), Arc::new(journal.clone()));
+    let item = progress.item("layer", "");
+    item.start(100);
+    for n in 0..=100 {
+        item.update(n);
+    }
+    item.complete();
+    let items: Vec<_> = drain(&journal).await.into_iter().filter(|u| matches!(u, Update::Item(_))).collect();
+    let [Update::Item(item)] = items.as_slice() else { panic!("{items:?}") };
+    assert_eq!((item.current, item.total), (100, 100));
+    assert!(item.completed.is_some());
+}
+
+#[tokio::test]
+async fn an_item_never_comes_before_its_vertex() {
+    let journal = Journal::new();
+    let progress = VertexProgress::new(vertex("v"), Arc::new(journal.clone()));
+    progress.start();
+    let item = progress.item("layer", "");
+    item.set(1, 2);
+    progress.complete(None);
+    item.set(2, 2);
+    let all = drain(&journal).await;
+    let first_vertex = all.iter().position(|u| matches!(u, Update::Vertex(_)));
+    let first_item = all.iter().position(|u| matches!(u, Update::Item(_)));
+    assert!(first_vertex < first_item);
+}
+
+#[tokio::test]
+async fn a_lazy_download_reopens_its_vertex_once_for_all_layers() {
+    let journal = Journal::new();
+    let progress = VertexProgress::new(vertex("v"), Arc::new(journal.clone()));
+    progress.start();
+    progress.complete(None);
+    let (one, two) = (progress.item("1", ""), progress.item("2", ""));
+    one.start(1);
+    two.start(1);
+    one.complete();
+    two.complete();
+    assert_eq!(states(&drain(&journal).await, "v"), "ascsc");
+}
+
+#[tokio::test]
+async fn a_step_that_ends_while_somebody_is_busy_completes_with_the_last_of_them() {
+    let journal = Journal::new();
+    let progress = VertexProgress::new(vertex("v"), Arc::new(journal.clone()));
+    progress.start();
+    let busy = progress.busy();
+    progress.complete(Some("no".into()));
+    drop(busy);
+    let all = drain(&journal).await;
+    assert_eq!(states(&all, "v"), "asc");
+    let Some(Update::Vertex(last)) = all.last() else { panic!() };
+    assert_eq!(last.error.as_deref(), Some("no"));
+}
+
+#[tokio::test]
+async fn a_journal_attached_late_gets_the_past_once() {
+    let fanout = Fanout::new();
+    let progress = VertexProgress::new(vertex("v"), Arc::new(fanout.clone()));
+    let (early, late) = (Journal::new(), Journal::new());
+    fanout.attach(&early);
+    progress.start();
+    fanout.attach(&late);
+    fanout.attach(&late);
+    fanout.detach(&early);
+    progress.complete(None);
+    assert_eq!(states(&drain(&early).await, "v"), "as");
+    assert_eq!(states(&drain(&late).await, "v"), "asc");
+}
