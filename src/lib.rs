@@ -38,6 +38,7 @@ pub mod task;
 pub mod lease;
 pub mod progress;
 // Row 3.
+pub mod session;
 // Row 4.
 // Row 5.
 // Row 6.
