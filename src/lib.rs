@@ -33,6 +33,7 @@
 // Row 1.
 pub mod failpoint;
 pub mod oci;
+pub mod proto;
 pub mod task;
 // Row 2.
 pub mod lease;
