@@ -31,6 +31,7 @@
 //! Generated protobuf types appear only in `service.rs`, `convert.rs`, `llb.rs` and in `session/`.
 
 // Row 1.
+pub mod db;
 pub mod failpoint;
 pub mod oci;
 pub mod proto;
