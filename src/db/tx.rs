@@ -1,4 +1,9 @@
 //! Transactions, as the modules that own tables see them.
+//!
+//! Both deref to redb's own, for what isn't wrapped here. Neither can be committed or aborted by a
+//! closure: the one who opened it does that.
+
+use std::ops::Deref;
 
 use redb::Database;
 use redb::Key;
@@ -76,5 +81,21 @@ fn existing<T>(opened: Result<T, TableError>) -> Result<Option<T>, DbError> {
         Ok(table) => Ok(Some(table)),
         Err(TableError::TableDoesNotExist(_)) => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+impl Deref for ReadTx {
+    type Target = ReadTransaction;
+
+    fn deref(&self) -> &ReadTransaction {
+        &self.0
+    }
+}
+
+impl Deref for WriteTx {
+    type Target = WriteTransaction;
+
+    fn deref(&self) -> &WriteTransaction {
+        &self.0
     }
 }
