@@ -42,6 +42,7 @@ pub mod progress;
 // Row 3.
 pub mod session;
 // Row 4.
+pub mod ctx;
 // Row 5.
 // Row 6.
 // Row 7.

@@ -88,3 +88,9 @@ impl SessionGroup {
         Err(last.unwrap_or_else(|| SessionError::NoActiveSessions.into()))
     }
 }
+
+impl std::fmt::Debug for SessionGroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("SessionGroup").field(&self.ids()).finish()
+    }
+}
