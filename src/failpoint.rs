@@ -136,6 +136,7 @@ pub fn hit(at: Failpoint) -> Result<(), Injected> {
     match due(at) {
         None => Ok(()),
         Some(Action::Error) => Err(Injected(at)),
+        #[expect(clippy::disallowed_methods, reason = "the delay is for code that blocks as well")]
         Some(Action::Delay(time)) => {
             std::thread::sleep(time);
             Ok(())

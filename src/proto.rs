@@ -20,6 +20,7 @@ pub mod json;
 mod packages {
     #![allow(
         clippy::all,
+        clippy::allow_attributes_without_reason,
         missing_docs,
         rustdoc::all,
         unreachable_pub,
@@ -33,6 +34,7 @@ mod packages {
 mod content_package {
     #![allow(
         clippy::all,
+        clippy::allow_attributes_without_reason,
         missing_docs,
         rustdoc::all,
         unreachable_pub,

@@ -27,6 +27,7 @@ impl Algorithm {
     }
 
     /// Length of the raw hash in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "a hash is never empty")]
     pub fn len(self) -> usize {
         match self {
             Algorithm::Sha256 => 32,

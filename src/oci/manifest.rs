@@ -57,6 +57,7 @@ pub struct Index {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, taken apart where it is read")]
 pub enum ManifestOrIndex {
     Manifest(Manifest),
     Index(Index),

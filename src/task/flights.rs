@@ -25,8 +25,10 @@ use super::Tasks;
 /// One mutex over the map, held for look-ups and inserts only. `start` and `meet` are called under it,
 /// so that a joiner's contribution can't miss the run it joins; they must not block.
 pub struct Flights<K, S, V> {
-    map: Arc<Mutex<HashMap<K, Arc<Flight<S, V>>>>>,
+    map: Arc<Mutex<Running<K, S, V>>>,
 }
+
+type Running<K, S, V> = HashMap<K, Arc<Flight<S, V>>>;
 
 struct Flight<S, V> {
     shared: Arc<S>,
@@ -172,7 +174,7 @@ struct Interest<K, S, V>
 where
     K: Eq + Hash,
 {
-    map: Arc<Mutex<HashMap<K, Arc<Flight<S, V>>>>>,
+    map: Arc<Mutex<Running<K, S, V>>>,
     key: K,
     flight: Arc<Flight<S, V>>,
 }

@@ -131,7 +131,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_an_error_that_names_the_task() {
         let failed = Tasks::new().spawn("bad", async { panic!("no {}", "luck") }).await;
-        let failed: TaskFailed = failed.map(|()| ()).unwrap_err();
+        let failed: TaskFailed = failed.unwrap_err();
         assert_eq!(failed.to_string(), "task bad failed: no luck");
     }
 }
