@@ -47,6 +47,7 @@ pub mod ctx;
 // Row 6.
 // Row 7.
 // Row 8.
+pub mod ops;
 // Row 9.
 // Row 10.
 // Row 11.

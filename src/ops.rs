@@ -1,0 +1,40 @@
+//! What each vertex does, and how a build definition is read.
+//!
+//! [`llb`] decodes what a client sends into a [`Graph`] of [`Vertex`]es with parsed [`Op`]s. A
+//! [`CacheMap`] says how a vertex counts for the cache. [`Operate`] is the seam to the solver: it runs
+//! ops on the results of their inputs, and loads the results of earlier runs.
+//!
+//! Invariant: nothing here knows jobs, the scheduler or the key index; an op is told for whom it works
+//! by its [`Ctx`](crate::ctx::Ctx).
+
+mod cache_map;
+mod graph;
+mod lineage;
+pub mod llb;
+mod op;
+mod operate;
+
+pub use cache_map::CacheMap;
+pub use cache_map::CacheOpts;
+pub use cache_map::ContentDigest;
+pub use cache_map::InputKey;
+pub use graph::Edge;
+pub use graph::Graph;
+pub use graph::Location;
+pub use graph::SourceMap;
+pub use graph::Vertex;
+pub use graph::VertexDigest;
+pub use graph::VertexOptions;
+pub use lineage::CacheOptGetter;
+pub use lineage::Lineage;
+pub use op::ImageSource;
+pub use op::LayoutSource;
+pub use op::Merge;
+pub use op::Op;
+pub use op::RecordType;
+pub use op::ResolveMode;
+pub use operate::LoadError;
+pub use operate::OpError;
+pub use operate::Operate;
+pub use operate::Presence;
+pub use operate::ResultId;

@@ -1,0 +1,155 @@
+//! [`Graph`]: a decoded build definition.
+//!
+//! # Invariants
+//!
+//! Every vertex is reachable from the result. An edge of the petgraph goes from a vertex to its input.
+//! [`Graph::inputs_first`] lists each vertex after all of its inputs, so that nobody has to recurse:
+//! graphs are as deep as a client makes them.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use petgraph::graph::DiGraph;
+use petgraph::graph::NodeIndex;
+
+use super::llb::Definition;
+use super::op::Op;
+use crate::oci::Digest;
+use crate::oci::Platform;
+use crate::progress::ProgressGroup;
+use crate::progress::SourceFile;
+use crate::progress::SourceRange;
+
+/// Names a vertex: the digest of its op as it was sent.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VertexDigest(pub Digest);
+
+impl fmt::Display for VertexDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for VertexDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// One output of a vertex.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Edge {
+    pub vertex: VertexDigest,
+    pub output: u32,
+}
+
+/// A step of a build. `T` is what it does: [`Op`], but for the solver's model.
+#[derive(Clone, Debug)]
+pub struct Vertex<T = Op> {
+    pub digest: VertexDigest,
+    /// For people.
+    pub name: String,
+    pub op: T,
+    /// In normal form.
+    pub platform: Platform,
+    /// In the order in which the op counts them.
+    pub inputs: Vec<Edge>,
+    pub options: VertexOptions,
+}
+
+/// What is said about a vertex without being part of its digest.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct VertexOptions {
+    /// The result is made anew whatever is known.
+    pub ignore_cache: bool,
+    pub description: BTreeMap<String, String>,
+    /// Overrides whether a cache export takes the result.
+    pub export_cache: Option<bool>,
+    pub progress_group: Option<ProgressGroup>,
+}
+
+/// Where the vertices of a definition come from.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct SourceMap {
+    pub files: Vec<Arc<SourceFile>>,
+    pub locations: HashMap<VertexDigest, Vec<Location>>,
+}
+
+impl SourceMap {
+    /// The places in files that `vertex` comes from.
+    pub fn of(&self, vertex: &VertexDigest) -> impl Iterator<Item = (&Arc<SourceFile>, &[SourceRange])> {
+        let locations = self.locations.get(vertex).map(Vec::as_slice).unwrap_or_default();
+        locations.iter().filter_map(|l| Some((self.files.get(l.file)?, l.ranges.as_slice())))
+    }
+}
+
+/// A part of a file of the [`SourceMap`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Location {
+    pub file: usize,
+    pub ranges: Vec<SourceRange>,
+}
+
+/// A build definition: vertices, how they depend on each other, and which output is wanted.
+#[derive(Clone, Debug)]
+pub struct Graph<T = Op> {
+    graph: DiGraph<Arc<Vertex<T>>, u32>,
+    nodes: HashMap<VertexDigest, NodeIndex>,
+    result: Edge,
+    /// Shared with whoever reports an error of a vertex.
+    pub sources: Arc<SourceMap>,
+    /// What the graph was decoded from; empty for a model's graph.
+    pub definition: Arc<Definition>,
+}
+
+impl<T> Graph<T> {
+    /// Builds a graph of `vertices`, each after its inputs, with `result` as what is wanted.
+    ///
+    /// # Panics
+    ///
+    /// If an edge names a vertex that does not come before: the caller has checked that.
+    pub fn new(vertices: Vec<Vertex<T>>, result: Edge) -> Graph<T> {
+        let mut graph = DiGraph::with_capacity(vertices.len(), vertices.len());
+        let mut nodes = HashMap::with_capacity(vertices.len());
+        for vertex in vertices {
+            let (digest, inputs) = (vertex.digest, vertex.inputs.clone());
+            let node = graph.add_node(Arc::new(vertex));
+            for input in inputs {
+                graph.add_edge(node, nodes[&input.vertex], input.output);
+            }
+            nodes.insert(digest, node);
+        }
+        assert!(nodes.contains_key(&result.vertex), "the result is one of the vertices");
+        Graph { graph, nodes, result, sources: Arc::default(), definition: Arc::default() }
+    }
+
+    /// The edge that the definition is for.
+    pub fn result(&self) -> Edge {
+        self.result
+    }
+
+    pub fn vertex(&self, digest: &VertexDigest) -> Option<&Arc<Vertex<T>>> {
+        self.nodes.get(digest).map(|node| &self.graph[*node])
+    }
+
+    /// All vertices, each after all of its inputs.
+    pub fn inputs_first(&self) -> impl Iterator<Item = &Arc<Vertex<T>>> {
+        self.graph.node_indices().map(|node| &self.graph[node])
+    }
+
+    /// Number of vertices.
+    pub fn len(&self) -> usize {
+        self.graph.node_count()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The graph with one arrow per input, for algorithms.
+    pub fn petgraph(&self) -> &DiGraph<Arc<Vertex<T>>, u32> {
+        &self.graph
+    }
+}

@@ -1,0 +1,518 @@
+//! Decodes LLB: a definition as a client sends it into a [`Graph`].
+//!
+//! # Invariants
+//!
+//! A vertex is named by the SHA-256 of its op's bytes *as they came*; an op is never encoded again. The
+//! last op has no kind: its first input is the result. Time and memory are linear in the bytes, whatever
+//! the shape of the graph, and nothing recurses: names of merges, which contain the names of their
+//! inputs, are clipped, since in a graph of diamonds they would double with each level.
+//!
+//! What the daemon can't do is told from what nobody can: [`LlbError::Unsupported`] names a feature of
+//! LLB, every other error is a definition that is not one.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::graph::Edge;
+use super::graph::Graph;
+use super::graph::Location;
+use super::graph::SourceMap;
+use super::graph::Vertex;
+use super::graph::VertexDigest;
+use super::graph::VertexOptions;
+use super::op::ImageSource;
+use super::op::LayoutSource;
+use super::op::Merge;
+use super::op::Op;
+use super::op::RecordType;
+use super::op::ResolveMode;
+use crate::oci::Digest;
+use crate::oci::InvalidDigest;
+use crate::oci::Platform;
+use crate::oci::Reference;
+use crate::progress::ProgressGroup;
+use crate::progress::SourceFile;
+use crate::progress::SourcePosition;
+use crate::progress::SourceRange;
+use crate::proto::pb;
+
+/// Capabilities of LLB that definitions may ask for.
+pub const CAPS: &[&str] = &[
+    "source.image",
+    "source.image.resolvemode",
+    "source.image.layerlimit",
+    "source.image.checksum",
+    "source.ocilayout",
+    "constraints",
+    "platform",
+    "meta.ignorecache",
+    "meta.description",
+    "meta.exportcache",
+    "mergeop",
+];
+
+/// Bytes of a vertex's name at most.
+const MAX_NAME: usize = 1024;
+
+/// How large a definition may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    pub vertices: usize,
+    /// Of all ops together.
+    pub bytes: usize,
+    /// Vertices on the longest way from the result to a source.
+    pub depth: usize,
+    /// Inputs of one op.
+    pub inputs: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { vertices: 100_000, bytes: 64 << 20, depth: 20_000, inputs: 20_000 }
+    }
+}
+
+/// A definition can't be solved.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LlbError {
+    #[error("not an LLB definition: {reason}")]
+    Encoding { reason: String },
+    #[error("op {index} of the definition can't be decoded: {reason}")]
+    Op { index: usize, reason: String },
+    #[error("invalid LLB with {count} vertices: it needs an op and the result that follows it")]
+    TooFew { count: usize },
+    #[error("the definition has {found} {what}, {limit} are allowed")]
+    TooLarge { what: &'static str, found: usize, limit: usize },
+    #[error("the definition has op {digest} twice")]
+    Duplicate { digest: VertexDigest },
+    #[error("the last op must have an input, which is the result, and no kind")]
+    NoResult,
+    #[error("input {input} of op {op} is no digest: {source}")]
+    InputDigest { op: VertexDigest, input: usize, source: InvalidDigest },
+    #[error("input {input} of op {op} is {digest}, which is not in the definition")]
+    Dangling { op: VertexDigest, input: usize, digest: VertexDigest },
+    #[error("input {input} of op {op} is output {output} of {digest}, which has no such output")]
+    Output { op: VertexDigest, input: usize, digest: VertexDigest, output: i64 },
+    #[error("op {op} is its own ancestor")]
+    Cycle { op: VertexDigest },
+    #[error("op {op} is of a kind that is not known here: is the client newer than the daemon?")]
+    UnknownKind { op: VertexDigest },
+    #[error("op {op} is not valid: {reason}")]
+    Invalid { op: VertexDigest, reason: String },
+    #[error("{what} is not supported")]
+    Unsupported { op: VertexDigest, what: String },
+}
+
+impl LlbError {
+    /// The op at fault, where it is one.
+    pub fn vertex(&self) -> Option<VertexDigest> {
+        match self {
+            LlbError::Encoding { .. }
+            | LlbError::Op { .. }
+            | LlbError::TooFew { .. }
+            | LlbError::TooLarge { .. }
+            | LlbError::NoResult => None,
+            LlbError::Duplicate { digest } => Some(*digest),
+            LlbError::InputDigest { op, .. }
+            | LlbError::Dangling { op, .. }
+            | LlbError::Output { op, .. }
+            | LlbError::Cycle { op }
+            | LlbError::UnknownKind { op }
+            | LlbError::Invalid { op, .. }
+            | LlbError::Unsupported { op, .. } => Some(*op),
+        }
+    }
+}
+
+/// A definition as it was sent. Keeps the message, since clients get it back with each result.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Definition(pb::Definition);
+
+impl Definition {
+    /// Wraps the message.
+    pub fn new(message: pb::Definition) -> Definition {
+        Definition(message)
+    }
+
+    /// Reads the protobuf form, as `buildctl build` takes it on stdin.
+    pub fn from_protobuf(bytes: &[u8]) -> Result<Definition, LlbError> {
+        match pb::Definition::decode(bytes) {
+            Ok(message) => Ok(Definition(message)),
+            Err(error) => Err(LlbError::Encoding { reason: error.to_string() }),
+        }
+    }
+
+    /// The message.
+    pub fn message(&self) -> &pb::Definition {
+        &self.0
+    }
+
+    /// True if it has no op: then its result is the empty file system.
+    pub fn is_empty(&self) -> bool {
+        self.0.def.is_empty()
+    }
+
+    /// Where its vertices come from, for errors; unusable entries are left out.
+    pub fn sources(&self) -> SourceMap {
+        let Some(source) = &self.0.source else { return SourceMap::default() };
+        let files = source.infos.iter().map(|info| {
+            Arc::new(SourceFile {
+                filename: info.filename.clone(),
+                language: info.language.clone(),
+                data: info.data.clone(),
+                definition: info.definition.as_ref().map(|d| Bytes::from(d.encode_to_vec())),
+            })
+        });
+        let locations = source.locations.iter().filter_map(|(digest, locations)| {
+            let vertex = VertexDigest(digest.parse().ok()?);
+            Some((vertex, locations.locations.iter().filter_map(location).collect()))
+        });
+        SourceMap { files: files.collect(), locations: locations.collect() }
+    }
+
+    /// Decodes the graph. `None` if the definition is empty.
+    pub fn decode(self: &Arc<Self>, limits: &Limits) -> Result<Option<Graph>, LlbError> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        let ops = Ops::decode(&self.0.def, limits)?;
+        let order = ops.order(limits)?;
+        let mut names = HashMap::with_capacity(order.len());
+        let mut vertices = Vec::with_capacity(order.len());
+        for index in order {
+            let digest = ops.digests[index];
+            let metadata = self.0.metadata.get(&digest.to_string());
+            let vertex = vertex(&ops, index, metadata, &names)?;
+            names.insert(digest, vertex.name.clone());
+            vertices.push(vertex);
+        }
+        let mut graph = Graph::new(vertices, ops.result);
+        graph.sources = Arc::new(self.sources());
+        graph.definition = Arc::clone(self);
+        Ok(Some(graph))
+    }
+}
+
+fn location(location: &pb::Location) -> Option<Location> {
+    let position = |p: &Option<pb::Position>| {
+        let p = p.unwrap_or_default();
+        SourcePosition { line: p.line, character: p.character }
+    };
+    let range = |r: &pb::Range| SourceRange { start: position(&r.start), end: position(&r.end) };
+    let file = usize::try_from(location.source_index).ok()?;
+    Some(Location { file, ranges: location.ranges.iter().map(range).collect() })
+}
+
+/// The ops in the order of the definition, their structure checked.
+struct Ops {
+    ops: Vec<pb::Op>,
+    digests: Vec<VertexDigest>,
+    /// Per op, the indices of its inputs.
+    inputs: Vec<Vec<usize>>,
+    result: Edge,
+}
+
+impl Ops {
+    fn decode(def: &[Bytes], limits: &Limits) -> Result<Ops, LlbError> {
+        at_most("vertices", def.len(), limits.vertices)?;
+        at_most("bytes", def.iter().map(Bytes::len).sum(), limits.bytes)?;
+        if def.len() < 2 {
+            return Err(LlbError::TooFew { count: def.len() });
+        }
+        let mut ops = Vec::with_capacity(def.len());
+        let mut digests = Vec::with_capacity(def.len());
+        let mut index_of = HashMap::with_capacity(def.len());
+        for (index, bytes) in def.iter().enumerate() {
+            let op = pb::Op::decode(bytes.clone())
+                .map_err(|error| LlbError::Op { index, reason: error.to_string() })?;
+            at_most("inputs of one op", op.inputs.len(), limits.inputs)?;
+            let digest = VertexDigest(Digest::sha256(bytes));
+            if index_of.insert(digest, index).is_some() {
+                return Err(LlbError::Duplicate { digest });
+            }
+            ops.push(op);
+            digests.push(digest);
+        }
+        let last = def.len() - 1;
+        if ops[last].op.is_some() || ops[last].inputs.is_empty() {
+            return Err(LlbError::NoResult);
+        }
+        let mut inputs = Vec::with_capacity(def.len());
+        for (op, vertex) in ops.iter().zip(&digests) {
+            let resolve = |(input, wire): (usize, &pb::Input)| -> Result<usize, LlbError> {
+                let digest: Digest = wire.digest.parse().map_err(|source| LlbError::InputDigest {
+                    op: *vertex,
+                    input,
+                    source,
+                })?;
+                let digest = VertexDigest(digest);
+                let index = index_of.get(&digest).copied().filter(|index| *index != last);
+                let index = index.ok_or(LlbError::Dangling { op: *vertex, input, digest })?;
+                if wire.index < 0 || outputs(&ops[index]).is_some_and(|n| wire.index >= n) {
+                    return Err(LlbError::Output { op: *vertex, input, digest, output: wire.index });
+                }
+                Ok(index)
+            };
+            inputs.push(op.inputs.iter().enumerate().map(resolve).collect::<Result<Vec<_>, _>>()?);
+        }
+        let result = edge(digests[inputs[last][0]], &ops[last].inputs[0]);
+        Ok(Ops { ops, digests, inputs, result })
+    }
+
+    /// The ops that the result needs, each after its inputs.
+    fn order(&self, limits: &Limits) -> Result<Vec<usize>, LlbError> {
+        let last = self.ops.len() - 1;
+        let start = self.inputs[last][0];
+        let mut needed = vec![false; self.ops.len()];
+        needed[start] = true;
+        let mut stack = vec![start];
+        while let Some(index) = stack.pop() {
+            for &input in &self.inputs[index] {
+                if !std::mem::replace(&mut needed[input], true) {
+                    stack.push(input);
+                }
+            }
+        }
+        let mut consumers = vec![Vec::new(); self.ops.len()];
+        let mut missing: Vec<usize> = self.inputs.iter().map(Vec::len).collect();
+        let mut ready = Vec::new();
+        for (index, inputs) in self.inputs.iter().enumerate() {
+            for &input in inputs {
+                consumers[input].push(index);
+            }
+            if inputs.is_empty() {
+                ready.push(index);
+            }
+        }
+        let mut order = Vec::with_capacity(self.ops.len());
+        let mut depth = vec![1; self.ops.len()];
+        let mut next = 0;
+        while next < ready.len() {
+            let index = ready[next];
+            next += 1;
+            if needed[index] {
+                at_most("vertices in a row", depth[index], limits.depth)?;
+                order.push(index);
+            }
+            for &consumer in &consumers[index] {
+                depth[consumer] = depth[consumer].max(depth[index] + 1);
+                missing[consumer] -= 1;
+                if missing[consumer] == 0 {
+                    ready.push(consumer);
+                }
+            }
+        }
+        // Can't be made without breaking SHA-256; it is checked all the same, since a loop here would
+        // hang the daemon.
+        if let Some(index) = missing.iter().position(|missing| *missing > 0) {
+            return Err(LlbError::Cycle { op: self.digests[index] });
+        }
+        Ok(order)
+    }
+}
+
+fn at_most(what: &'static str, found: usize, limit: usize) -> Result<(), LlbError> {
+    if found > limit { Err(LlbError::TooLarge { what, found, limit }) } else { Ok(()) }
+}
+
+/// Number of outputs of an op, where its kind fixes it.
+fn outputs(op: &pb::Op) -> Option<i64> {
+    use pb::op::Op as Kind;
+    match op.op.as_ref()? {
+        Kind::Source(_) | Kind::Merge(_) | Kind::Diff(_) | Kind::Build(_) => Some(1),
+        Kind::Exec(_) | Kind::File(_) | Kind::Passthrough(_) => None,
+    }
+}
+
+/// Callers have checked that the index is no negative number.
+fn edge(vertex: VertexDigest, input: &pb::Input) -> Edge {
+    Edge { vertex, output: u32::try_from(input.index).unwrap_or(u32::MAX) }
+}
+
+fn vertex(
+    ops: &Ops,
+    index: usize,
+    metadata: Option<&pb::OpMetadata>,
+    names: &HashMap<VertexDigest, String>,
+) -> Result<Vertex, LlbError> {
+    let (op, digest) = (&ops.ops[index], ops.digests[index]);
+    let inputs: Vec<Edge> =
+        ops.inputs[index].iter().zip(&op.inputs).map(|(i, input)| edge(ops.digests[*i], input)).collect();
+    let (parsed, derived) = kind(op, digest, &inputs, names)?;
+    let mut options = VertexOptions::default();
+    if let Some(metadata) = metadata {
+        let missing = metadata.caps.keys().find(|cap| !CAPS.contains(&cap.as_str()));
+        if let Some(cap) = missing {
+            return Err(LlbError::Unsupported { op: digest, what: format!("capability {}", clip(cap)) });
+        }
+        options.ignore_cache = metadata.ignore_cache;
+        options.description = metadata.description.clone();
+        options.export_cache = metadata.export_cache.as_ref().map(|e| e.value);
+        options.progress_group = metadata.progress_group.as_ref().map(|g| ProgressGroup {
+            id: g.id.clone(),
+            name: g.name.clone(),
+            weak: g.weak,
+        });
+    }
+    let name = options.description.get("llb.customname").map_or(derived, |name| clip(name));
+    let platform = op.platform.as_ref().map_or_else(Platform::host, |p| {
+        let platform = Platform {
+            architecture: p.architecture.clone(),
+            os: p.os.clone(),
+            os_version: p.os_version.clone(),
+            os_features: p.os_features.clone(),
+            variant: p.variant.clone(),
+        };
+        platform.normalised()
+    });
+    Ok(Vertex { digest, name, op: parsed, platform, inputs, options })
+}
+
+/// What the op does, and a name for it.
+fn kind(
+    op: &pb::Op,
+    digest: VertexDigest,
+    inputs: &[Edge],
+    names: &HashMap<VertexDigest, String>,
+) -> Result<(Op, String), LlbError> {
+    use pb::op::Op as Kind;
+    let unsupported =
+        |what: &str| Err(LlbError::Unsupported { op: digest, what: format!("the {what} operation") });
+    match &op.op {
+        None => Err(LlbError::UnknownKind { op: digest }),
+        Some(Kind::Source(source)) => {
+            if !inputs.is_empty() {
+                let reason = "a source has no inputs".to_owned();
+                return Err(LlbError::Invalid { op: digest, reason });
+            }
+            Ok((source_op(source, digest)?, clip(&source.identifier)))
+        }
+        Some(Kind::Merge(merge)) => {
+            let index = |m: &pb::MergeInput| {
+                let index = usize::try_from(m.input).ok().filter(|index| *index < inputs.len());
+                index.ok_or_else(|| LlbError::Invalid {
+                    op: digest,
+                    reason: format!("a merge of input {}, of {} inputs", m.input, inputs.len()),
+                })
+            };
+            let lowest_first = merge.inputs.iter().map(index).collect::<Result<Vec<_>, _>>()?;
+            let names = inputs.iter().filter_map(|input| names.get(&input.vertex));
+            Ok((Op::Merge(Merge { inputs: lowest_first }), merge_name(names)))
+        }
+        Some(Kind::Exec(_)) => unsupported("exec"),
+        Some(Kind::File(_)) => unsupported("file"),
+        Some(Kind::Build(_)) => unsupported("build"),
+        Some(Kind::Diff(_)) => unsupported("diff"),
+        Some(Kind::Passthrough(_)) => unsupported("passthrough"),
+    }
+}
+
+fn merge_name<'a>(inputs: impl Iterator<Item = &'a String>) -> String {
+    let mut name = "merge (".to_owned();
+    for (at, input) in inputs.enumerate() {
+        if at > 0 {
+            name.push_str(", ");
+        }
+        name.push_str(input);
+        if name.len() > MAX_NAME {
+            return clip(&name);
+        }
+    }
+    name.push(')');
+    clip(&name)
+}
+
+/// Cuts a text that comes from outside to a length fit for people.
+fn clip(text: &str) -> String {
+    if text.len() <= MAX_NAME {
+        return text.to_owned();
+    }
+    let end = text.floor_char_boundary(MAX_NAME - "...".len());
+    format!("{}...", &text[..end])
+}
+
+fn source_op(source: &pb::SourceOp, digest: VertexDigest) -> Result<Op, LlbError> {
+    let invalid = |reason: String| LlbError::Invalid { op: digest, reason };
+    let Some((scheme, name)) = source.identifier.split_once("://") else {
+        return Err(invalid(format!("source {:?} has no scheme", clip(&source.identifier))));
+    };
+    match scheme {
+        "docker-image" => Ok(Op::Image(image(name, &source.attrs).map_err(invalid)?)),
+        "oci-layout" => Ok(Op::OciLayout(layout(name, &source.attrs).map_err(invalid)?)),
+        _ => Err(LlbError::Unsupported { op: digest, what: format!("a source {}://", clip(scheme)) }),
+    }
+}
+
+fn image(name: &str, attrs: &BTreeMap<String, String>) -> Result<ImageSource, String> {
+    let reference: Reference = name.parse().map_err(|error| format!("{error}"))?;
+    let mut image = ImageSource {
+        reference: reference.with_default_tag(),
+        resolve_mode: ResolveMode::Default,
+        record_type: RecordType::Regular,
+        layer_limit: None,
+        checksum: None,
+    };
+    for (key, value) in attrs {
+        match key.as_str() {
+            "image.resolvemode" => {
+                image.resolve_mode = match value.as_str() {
+                    "" | "default" => ResolveMode::Default,
+                    "pull" => ResolveMode::ForcePull,
+                    "local" => ResolveMode::PreferLocal,
+                    _ => return Err(format!("image.resolvemode {:?} is not known", clip(value))),
+                }
+            }
+            "image.recordtype" => {
+                image.record_type = match value.as_str() {
+                    "" | "regular" => RecordType::Regular,
+                    "internal" => RecordType::Internal,
+                    "frontend" => RecordType::Frontend,
+                    _ => return Err(format!("image.recordtype {:?} is not known", clip(value))),
+                }
+            }
+            "image.layerlimit" => image.layer_limit = Some(layer_limit(value)?),
+            "image.checksum" => {
+                let digest = value.parse().map_err(|error| format!("image.checksum: {error}"))?;
+                image.checksum = Some(digest);
+            }
+            // Attributes that matter come with a capability.
+            _ => {}
+        }
+    }
+    Ok(image)
+}
+
+fn layout(name: &str, attrs: &BTreeMap<String, String>) -> Result<LayoutSource, String> {
+    let (rest, digest) = match name.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest.parse().map_err(|error| format!("{error}"))?)),
+        None => (name, None),
+    };
+    let (rest, tag) = match rest.rfind(':') {
+        Some(at) if !rest[at..].contains('/') => (&rest[..at], Some(rest[at + 1..].to_owned())),
+        _ => (rest, None),
+    };
+    if rest.is_empty() || (tag.is_none() && digest.is_none()) {
+        return Err(format!("{:?} is not <name>@<digest> or <name>:<tag>", clip(name)));
+    }
+    let filled = |key: &str| attrs.get(key).filter(|value| !value.is_empty()).cloned();
+    Ok(LayoutSource {
+        name: rest.to_owned(),
+        tag,
+        digest,
+        session: filled("oci.session"),
+        store: filled("oci.store"),
+        layer_limit: attrs.get("oci.layerlimit").map(|value| layer_limit(value)).transpose()?,
+    })
+}
+
+fn layer_limit(value: &str) -> Result<usize, String> {
+    let limit = value.parse().ok().filter(|limit| *limit > 0);
+    limit.ok_or_else(|| format!("layer limit {:?} is not a number above 0", clip(value)))
+}
+
+#[cfg(test)]
+mod tests;

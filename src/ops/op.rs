@@ -1,0 +1,76 @@
+//! [`Op`]: what a vertex does, with its attributes parsed.
+
+use crate::oci::Digest;
+use crate::oci::Reference;
+
+/// The kinds of vertex that can be solved.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Op {
+    Image(ImageSource),
+    OciLayout(LayoutSource),
+    Merge(Merge),
+}
+
+impl Op {
+    /// The kind, as messages and metrics name it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Op::Image(_) => "docker-image",
+            Op::OciLayout(_) => "oci-layout",
+            Op::Merge(_) => "merge",
+        }
+    }
+}
+
+/// `docker-image://`: an image of a registry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ImageSource {
+    /// Has a tag or a digest.
+    pub reference: Reference,
+    pub resolve_mode: ResolveMode,
+    pub record_type: RecordType,
+    /// Only the lowest layers count, never 0.
+    pub layer_limit: Option<usize>,
+    /// What the reference must resolve to.
+    pub checksum: Option<Digest>,
+}
+
+/// `oci-layout://`: an image of an OCI layout that a client or a directory holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LayoutSource {
+    /// The identifier without scheme, tag and digest. Names the store where `store` does not.
+    pub name: String,
+    pub tag: Option<String>,
+    pub digest: Option<Digest>,
+    /// Session whose client has the layout; any session of the build if absent.
+    pub session: Option<String>,
+    /// The content store within that session.
+    pub store: Option<String>,
+    /// Only the lowest layers count, never 0.
+    pub layer_limit: Option<usize>,
+}
+
+/// Whether a tag is asked for again although the daemon knows an image of the name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum ResolveMode {
+    #[default]
+    Default,
+    ForcePull,
+    PreferLocal,
+}
+
+/// What disk usage lists a result as.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum RecordType {
+    #[default]
+    Regular,
+    Internal,
+    Frontend,
+}
+
+/// Layers of several inputs on top of each other.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Merge {
+    /// Indices into the vertex's inputs, from the lowest to the highest.
+    pub inputs: Vec<usize>,
+}
