@@ -44,6 +44,7 @@ pub mod session;
 // Row 4.
 pub mod ctx;
 // Row 5.
+pub mod registry;
 // Row 6.
 // Row 7.
 // Row 8.
