@@ -52,6 +52,7 @@ pub mod ops;
 // Row 9.
 // Row 10.
 // Row 11.
+pub mod daemon;
 
 #[cfg(test)]
 mod rows;

@@ -1,0 +1,495 @@
+//! What a daemon is told: defaults, then `buildkitd.toml`, then flags; checked once, here.
+//!
+//! [`Settings`] is one layer, in which everything is optional. [`Config`] is the sum of the layers, with every
+//! default filled in and every value known to be good. The daemon sees only the latter.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::toml::Finding;
+use super::units::Space;
+use crate::oci::Platform;
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where everything durable lies. Absolute.
+    pub root: PathBuf,
+    pub log: LogConfig,
+    /// At least one.
+    pub listen: Vec<Address>,
+    pub socket_owner: SocketOwner,
+    pub tls: Option<TlsConfig>,
+    pub debug_address: Option<DebugAddress>,
+    pub entitlements: BTreeSet<Entitlement>,
+    /// By host, as it stands in references.
+    pub registries: BTreeMap<String, RegistryConfig>,
+    pub registry_concurrency: Option<NonZeroUsize>,
+    pub worker: WorkerConfig,
+    pub dns: DnsConfig,
+    pub history: HistoryConfig,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LogConfig {
+    pub level: LogLevel,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// Where to listen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Address {
+    /// `unix:///path`
+    Unix(PathBuf),
+    /// `tcp://host:port`
+    Tcp(String),
+    /// `fd://`: the first socket that the service manager hands over.
+    Activated,
+}
+
+/// Where the debug page listens: `host:port`, or `unix:///path`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DebugAddress {
+    Tcp(String),
+    Unix(PathBuf),
+}
+
+/// Who owns the unix sockets. Absent: who runs the daemon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SocketOwner {
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+}
+
+/// TLS for the TCP listeners. Unix sockets are never wrapped.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TlsConfig {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// If there is one, a client must show a certificate that it signed.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// What a build may ask for only if the daemon allows it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Entitlement {
+    NetworkHost,
+    SecurityInsecure,
+    Device,
+}
+
+/// How to talk to one registry host.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RegistryConfig {
+    /// `host[:port][/prefix]`, tried in this order before the host itself.
+    pub mirrors: Vec<String>,
+    /// Plain HTTP: always, never, or as the host suggests (loopback speaks HTTP).
+    pub http: Option<bool>,
+    /// HTTPS with certificates that nobody verifies.
+    pub insecure: bool,
+    /// PEM files of authorities to trust besides the system's.
+    pub ca: Vec<PathBuf>,
+    /// Client certificates.
+    pub keypairs: Vec<KeyPair>,
+    /// Directories in Docker's form: `*.crt` authorities, `*.cert` with `*.key` client certificates.
+    pub tls_directories: Vec<PathBuf>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeyPair {
+    pub key: PathBuf,
+    pub cert: PathBuf,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WorkerConfig {
+    pub labels: BTreeMap<String, String>,
+    /// The first is the default. Never empty.
+    pub platforms: Vec<Platform>,
+    pub gc: GcConfig,
+    /// Build steps that run at the same time. None: no limit.
+    pub max_parallelism: Option<NonZeroUsize>,
+}
+
+/// When to collect without being asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum GcConfig {
+    Off,
+    /// Rules that follow from three amounts; absent ones follow from the size of the disk.
+    Standard(GcLimits),
+    /// Rules as written, in order.
+    Rules(Vec<GcRule>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct GcLimits {
+    pub reserved: Option<Space>,
+    pub max_used: Option<Space>,
+    pub min_free: Option<Space>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct GcRule {
+    pub all: bool,
+    pub filters: Vec<String>,
+    pub keep: Duration,
+    pub limits: GcLimits,
+}
+
+/// Name resolution of build steps.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DnsConfig {
+    pub nameservers: Vec<String>,
+    pub options: Vec<String>,
+    pub search_domains: Vec<String>,
+}
+
+/// A record goes when it is older than `max_age` and beyond the newest `max_entries`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HistoryConfig {
+    pub max_age: Duration,
+    pub max_entries: usize,
+}
+
+impl Default for HistoryConfig {
+    fn default() -> HistoryConfig {
+        HistoryConfig { max_age: Duration::from_secs(48 * 3600), max_entries: 50 }
+    }
+}
+
+/// One layer of configuration. None: this layer says nothing.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Settings {
+    pub root: Option<PathBuf>,
+    pub log_level: Option<LogLevel>,
+    pub log_format: Option<LogFormat>,
+    pub listen: Option<Vec<Address>>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    pub tls_client_ca: Option<PathBuf>,
+    pub debug_address: Option<DebugAddress>,
+    pub entitlements: Option<BTreeSet<Entitlement>>,
+    pub registries: BTreeMap<String, RegistryConfig>,
+    pub registry_concurrency: Option<NonZeroUsize>,
+    pub oci_worker: Option<bool>,
+    pub containerd_worker: Option<bool>,
+    pub labels: BTreeMap<String, String>,
+    pub platforms: Option<Vec<Platform>>,
+    pub gc: Option<bool>,
+    pub gc_limits: GcLimits,
+    pub gc_rules: Option<Vec<GcRule>>,
+    /// 0 is no limit.
+    pub max_parallelism: Option<usize>,
+    pub dns: Option<DnsConfig>,
+    pub history_max_age: Option<Duration>,
+    pub history_max_entries: Option<usize>,
+}
+
+impl Settings {
+    /// This layer with `above` laid over it.
+    pub fn under(self, above: Settings) -> Settings {
+        let mut labels = self.labels;
+        labels.extend(above.labels);
+        let mut registries = self.registries;
+        registries.extend(above.registries);
+        let gc_limits = if above.gc_limits == GcLimits::default() { self.gc_limits } else { above.gc_limits };
+        Settings {
+            root: above.root.or(self.root),
+            log_level: above.log_level.or(self.log_level),
+            log_format: above.log_format.or(self.log_format),
+            listen: above.listen.or(self.listen),
+            uid: above.uid.or(self.uid),
+            gid: above.gid.or(self.gid),
+            tls_cert: above.tls_cert.or(self.tls_cert),
+            tls_key: above.tls_key.or(self.tls_key),
+            tls_client_ca: above.tls_client_ca.or(self.tls_client_ca),
+            debug_address: above.debug_address.or(self.debug_address),
+            entitlements: above.entitlements.or(self.entitlements),
+            registries,
+            registry_concurrency: above.registry_concurrency.or(self.registry_concurrency),
+            oci_worker: above.oci_worker.or(self.oci_worker),
+            containerd_worker: above.containerd_worker.or(self.containerd_worker),
+            labels,
+            platforms: above.platforms.or(self.platforms),
+            gc: above.gc.or(self.gc),
+            gc_limits,
+            gc_rules: above.gc_rules.or(self.gc_rules),
+            max_parallelism: above.max_parallelism.or(self.max_parallelism),
+            dns: above.dns.or(self.dns),
+            history_max_age: above.history_max_age.or(self.history_max_age),
+            history_max_entries: above.history_max_entries.or(self.history_max_entries),
+        }
+    }
+}
+
+/// A configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("could not read the configuration {path:?}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("the configuration {path:?} is refused:{}", Lines(findings))]
+    Refused { path: PathBuf, findings: Vec<Finding> },
+    #[error("--{flag}: {what}")]
+    Flag { flag: String, what: String },
+    #[error("the TLS settings have a {have} and no {lacks}: a server needs both")]
+    HalfOfTls { have: &'static str, lacks: &'static str },
+    #[error("a client CA is set, but no server certificate and key: set grpc.tls.cert and grpc.tls.key")]
+    ClientCaWithoutTls,
+    #[error("there is no address to listen on: set grpc.address or --addr")]
+    NoAddress,
+    #[error(
+        "no worker is enabled: worker.oci.enabled is false, and there is no other worker in this version; \
+         remove that key or --oci-worker=false"
+    )]
+    NoWorker,
+    #[error("the root {path:?} can't be made absolute")]
+    Root { path: PathBuf, source: io::Error },
+}
+
+/// One finding a line.
+struct Lines<'a>(&'a [Finding]);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|finding| write!(f, "\n  {finding}"))
+    }
+}
+
+/// A configuration and what to say about it once the log is there.
+#[derive(Debug)]
+pub struct Checked {
+    pub config: Config,
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// Fills in the defaults and holds one value against the other.
+    pub fn check(settings: Settings, mut warnings: Vec<String>) -> Result<Checked, ConfigError> {
+        let root = settings.root.unwrap_or_else(Defaults::root);
+        let root = std::path::absolute(&root).map_err(|source| ConfigError::Root { path: root, source })?;
+        let tls = match (settings.tls_cert, settings.tls_key) {
+            (Some(cert), Some(key)) => Some(TlsConfig { cert, key, client_ca: settings.tls_client_ca }),
+            (Some(_), None) => return Err(ConfigError::HalfOfTls { have: "certificate", lacks: "key" }),
+            (None, Some(_)) => return Err(ConfigError::HalfOfTls { have: "key", lacks: "certificate" }),
+            (None, None) if settings.tls_client_ca.is_some() => return Err(ConfigError::ClientCaWithoutTls),
+            (None, None) => None,
+        };
+        let listen = settings.listen.unwrap_or_else(|| vec![Address::Unix(Defaults::socket())]);
+        if listen.is_empty() {
+            return Err(ConfigError::NoAddress);
+        }
+        if settings.containerd_worker == Some(true) {
+            warnings.push(
+                "the containerd worker is not there yet: builds run on the embedded worker".to_owned(),
+            );
+        } else if settings.oci_worker == Some(false) {
+            return Err(ConfigError::NoWorker);
+        }
+        let gc = match (settings.gc, settings.gc_rules) {
+            (Some(false), _) => GcConfig::Off,
+            (_, Some(rules)) if !rules.is_empty() => GcConfig::Rules(rules),
+            _ => GcConfig::Standard(settings.gc_limits),
+        };
+        let history = HistoryConfig::default();
+        let config = Config {
+            root,
+            log: LogConfig {
+                level: settings.log_level.unwrap_or_default(),
+                format: settings.log_format.unwrap_or_default(),
+            },
+            listen,
+            socket_owner: SocketOwner { uid: settings.uid, gid: settings.gid },
+            tls,
+            debug_address: settings.debug_address,
+            entitlements: settings.entitlements.unwrap_or_default(),
+            registries: settings.registries,
+            registry_concurrency: settings.registry_concurrency,
+            worker: WorkerConfig {
+                labels: settings.labels,
+                platforms: settings
+                    .platforms
+                    .filter(|platforms| !platforms.is_empty())
+                    .unwrap_or_else(|| vec![Platform::host()]),
+                gc,
+                max_parallelism: settings.max_parallelism.and_then(NonZeroUsize::new),
+            },
+            dns: settings.dns.unwrap_or_default(),
+            history: HistoryConfig {
+                max_age: settings.history_max_age.unwrap_or(history.max_age),
+                max_entries: settings.history_max_entries.unwrap_or(history.max_entries),
+            },
+        };
+        Ok(Checked { config, warnings })
+    }
+}
+
+/// Where things are if nobody says: `buildkitd`'s places, root's or the user's own.
+pub struct Defaults;
+
+impl Defaults {
+    pub fn root() -> PathBuf {
+        Self::of_user("XDG_DATA_HOME", ".local/share").unwrap_or_else(|| PathBuf::from("/var/lib/buildkit"))
+    }
+
+    pub fn config_file() -> PathBuf {
+        Self::of_user("XDG_CONFIG_HOME", ".config")
+            .unwrap_or_else(|| PathBuf::from("/etc/buildkit"))
+            .join("buildkitd.toml")
+    }
+
+    pub fn socket() -> PathBuf {
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+        match runtime {
+            Some(dir) if !rustix::process::geteuid().is_root() => {
+                Path::new(&dir).join("buildkit/buildkitd.sock")
+            }
+            _ => PathBuf::from("/run/buildkit/buildkitd.sock"),
+        }
+    }
+
+    /// The user's directory named by `variable`, or `below` her home. None for root.
+    fn of_user(variable: &str, below: &str) -> Option<PathBuf> {
+        if rustix::process::geteuid().is_root() {
+            return None;
+        }
+        let named = std::env::var_os(variable).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let home = std::env::var_os("HOME").filter(|dir| !dir.is_empty());
+        named.or_else(|| Some(Path::new(&home?).join(below))).map(|dir| dir.join("buildkit"))
+    }
+}
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<LogLevel, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "panic" | "fatal" | "error" => Ok(LogLevel::Error),
+            "warn" | "warning" => Ok(LogLevel::Warn),
+            "info" => Ok(LogLevel::Info),
+            "debug" => Ok(LogLevel::Debug),
+            "trace" => Ok(LogLevel::Trace),
+            _ => Err(format!("expected a log level (error, warn, info, debug or trace), found {text:?}")),
+        }
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<LogFormat, String> {
+        match text {
+            "text" | "" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(format!("expected the log format text or json, found {text:?}")),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Address, String> {
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Err(format!("the address {text:?} has no scheme: did you mean unix://{text}?"));
+        };
+        match scheme {
+            "unix" if rest.is_empty() => Err(format!("the address {text:?} has no path")),
+            "unix" => Ok(Address::Unix(PathBuf::from(rest))),
+            "tcp" => host_and_port(rest).map(Address::Tcp),
+            "fd" if rest.is_empty() => Ok(Address::Activated),
+            "fd" => Err(format!("the address {text:?} selects a socket: only fd://, the first one, is there")),
+            _ => Err(format!("the address {text:?} has an unknown scheme: expected unix://, tcp:// or fd://")),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Unix(path) => write!(f, "unix://{}", path.display()),
+            Address::Tcp(host) => write!(f, "tcp://{host}"),
+            Address::Activated => f.write_str("fd://"),
+        }
+    }
+}
+
+impl FromStr for DebugAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DebugAddress, String> {
+        match text.split_once("://") {
+            Some(("unix", path)) if !path.is_empty() => Ok(DebugAddress::Unix(PathBuf::from(path))),
+            Some(("tcp", rest)) => host_and_port(rest).map(DebugAddress::Tcp),
+            Some(_) => Err(format!("expected host:port or unix:///path, found {text:?}")),
+            None if text.starts_with('/') => Ok(DebugAddress::Unix(PathBuf::from(text))),
+            None => host_and_port(text).map(DebugAddress::Tcp),
+        }
+    }
+}
+
+impl FromStr for Entitlement {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Entitlement, String> {
+        match text {
+            "network.host" => Ok(Entitlement::NetworkHost),
+            "security.insecure" => Ok(Entitlement::SecurityInsecure),
+            "device" => Ok(Entitlement::Device),
+            _ => Err(format!(
+                "expected an entitlement (network.host, security.insecure or device), found {text:?}"
+            )),
+        }
+    }
+}
+
+impl Entitlement {
+    pub fn name(self) -> &'static str {
+        match self {
+            Entitlement::NetworkHost => "network.host",
+            Entitlement::SecurityInsecure => "security.insecure",
+            Entitlement::Device => "device",
+        }
+    }
+}
+
+/// A name or an address, and a port. Names are looked up when the daemon listens.
+fn host_and_port(text: &str) -> Result<String, String> {
+    let expected = || format!("expected host:port, found {text:?}");
+    if text.parse::<SocketAddr>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(expected)?;
+    port.parse::<u16>().map_err(|_| expected())?;
+    if host.contains([':', '/', ' ']) {
+        return Err(expected());
+    }
+    // Go listens on every address if there is no host.
+    Ok(if host.is_empty() { format!("[::]:{port}") } else { text.to_owned() })
+}
