@@ -14,6 +14,7 @@
 //!
 //! | row | module | what it is |
 //! |---|---|---|
+//! | 12 | `cli` | the command for people |
 //! | 11 | `daemon` | configuration into running services; stops them in order |
 //! | 10 | `control` | BuildKit's Control API, build history and health |
 //! |    | `gateway` | the LLB bridge that a frontend calls |
@@ -53,6 +54,8 @@ pub mod ops;
 // Row 10.
 // Row 11.
 pub mod daemon;
+// Row 12.
+pub mod cli;
 
 #[cfg(test)]
 mod rows;

@@ -306,9 +306,8 @@ impl Config {
             return Err(ConfigError::NoAddress);
         }
         if settings.containerd_worker == Some(true) {
-            warnings.push(
-                "the containerd worker is not there yet: builds run on the embedded worker".to_owned(),
-            );
+            warnings
+                .push("the containerd worker is not there yet: builds run on the embedded worker".to_owned());
         } else if settings.oci_worker == Some(false) {
             return Err(ConfigError::NoWorker);
         }
@@ -424,8 +423,12 @@ impl FromStr for Address {
             "unix" => Ok(Address::Unix(PathBuf::from(rest))),
             "tcp" => host_and_port(rest).map(Address::Tcp),
             "fd" if rest.is_empty() => Ok(Address::Activated),
-            "fd" => Err(format!("the address {text:?} selects a socket: only fd://, the first one, is there")),
-            _ => Err(format!("the address {text:?} has an unknown scheme: expected unix://, tcp:// or fd://")),
+            "fd" => {
+                Err(format!("the address {text:?} selects a socket: only fd://, the first one, is there"))
+            }
+            _ => {
+                Err(format!("the address {text:?} has an unknown scheme: expected unix://, tcp:// or fd://"))
+            }
         }
     }
 }

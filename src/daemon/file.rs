@@ -91,11 +91,11 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
-/// Reads the file at `path`. A file that is not there says nothing, unless it must be there.
-pub fn load(path: &Path, must_exist: bool) -> Result<Loaded, ConfigError> {
+/// Reads the file at `path`. A file that is not there says nothing.
+pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound && !must_exist => String::new(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
         Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
     };
     read(&text, path)
@@ -131,7 +131,8 @@ fn warning(path: &Path, unread: &Finding) -> String {
 fn is_known(key: &str) -> bool {
     let key = key.replace('"', "").to_ascii_lowercase();
     KNOWN.iter().any(|(known, _)| {
-        key.strip_prefix(&known.to_ascii_lowercase()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        key.strip_prefix(&known.to_ascii_lowercase())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     })
 }
 

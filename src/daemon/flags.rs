@@ -155,19 +155,17 @@ const UNUSED: [(&str, Takes); 42] = [
 
 /// The command line of a daemon that is called `name`.
 pub fn command(name: &'static str) -> Command {
-    let command = Command::new(name)
+    let command = Flags::augment_args(Command::new(name))
         .version(env!("CARGO_PKG_VERSION"))
         .about("The build cache daemon; takes the flags and the configuration of buildkitd")
         // The last one wins, as in Go.
         .args_override_self(true);
-    UNUSED.iter().fold(Flags::augment_args(command), |command, &(name, takes)| {
+    UNUSED.iter().fold(command, |command, &(name, takes)| {
         let arg = Arg::new(name).long(name).hide(true);
         command.arg(match takes {
-            Takes::Flag => arg
-                .num_args(0..=1)
-                .require_equals(true)
-                .default_missing_value("true")
-                .value_parser(go_bool),
+            Takes::Flag => {
+                arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_parser(go_bool)
+            }
             Takes::Text => arg.action(ArgAction::Append).allow_hyphen_values(true),
             Takes::Number => arg.value_parser(clap::value_parser!(i64)).allow_negative_numbers(true),
         })

@@ -2,7 +2,9 @@ use super::*;
 
 fn parse(args: &[&str]) -> Result<(Flags, Vec<String>), clap::Error> {
     let args = two_dashes(args.iter().map(OsString::from));
-    Flags::read(&command("thunkd").try_get_matches_from(std::iter::once(OsString::from("thunkd")).chain(args))?)
+    Flags::read(
+        &command("thunkd").try_get_matches_from(std::iter::once(OsString::from("thunkd")).chain(args))?,
+    )
 }
 
 fn settings(args: &[&str]) -> Settings {
@@ -88,10 +90,7 @@ fn an_unknown_flag_or_a_bad_value_is_refused() {
         assert!(parse(args).is_err(), "{args:?}");
     }
     let flags = parse(&["--group=no such group"]).unwrap().0;
-    assert_eq!(
-        flags.settings().unwrap_err().to_string(),
-        "--group: there is no group \"no such group\""
-    );
+    assert_eq!(flags.settings().unwrap_err().to_string(), "--group: there is no group \"no such group\"");
 }
 
 #[test]

@@ -188,24 +188,24 @@ pub enum Connection {
 
 /// Takes connections from every listener until the token of `tasks` is cancelled.
 ///
-/// TCP is wrapped in TLS if `tls` is there; unix sockets never are.
+/// TCP is wrapped in TLS if `tls` is there; unix sockets never are. Connections made by other means can be sent
+/// in beside them.
 pub(super) fn accept(
     listeners: Vec<Listener>,
     tls: Option<TlsAcceptor>,
     tasks: &Tasks,
-) -> ReceiverStream<io::Result<Connection>> {
+) -> (mpsc::Sender<io::Result<Connection>>, ReceiverStream<io::Result<Connection>>) {
     let (send, receive) = mpsc::channel(16);
     for listener in listeners {
         let send = send.clone();
         let tls = tls.clone();
-        let tasks_of_handshakes = tasks.clone();
+        let owner = tasks.clone();
         tasks.spawn("listener", async move {
-            let stop = tasks_of_handshakes.token().clone();
-            let work = accept_from(listener, tls, send, &tasks_of_handshakes);
-            stop.run_until_cancelled(work).await;
+            let stop = owner.token().clone();
+            stop.run_until_cancelled(accept_from(listener, tls, send, &owner)).await;
         });
     }
-    ReceiverStream::new(receive)
+    (send, ReceiverStream::new(receive))
 }
 
 async fn accept_from(

@@ -45,7 +45,8 @@ impl RootLock {
             .create(root)
             .map_err(|source| LockError::Root { path: root.to_owned(), source })?;
         let path = root.join("buildkitd.lock");
-        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let opened =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let open = |source| LockError::Open { path: path.clone(), source };
         let mut file = opened.map_err(open)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

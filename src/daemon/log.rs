@@ -27,10 +27,8 @@ pub fn start(config: LogConfig) {
         LevelFilter::TRACE => LevelFilter::DEBUG,
         level => level.min(LevelFilter::WARN),
     };
-    let filter = Targets::new()
-        .with_default(libraries)
-        .with_target("thunk", level)
-        .with_target("thunkd", level);
+    let filter =
+        Targets::new().with_default(libraries).with_target("thunk", level).with_target("thunkd", level);
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
     let layer = match config.format {
         LogFormat::Text => layer.with_ansi(io::stderr().is_terminal()).boxed(),

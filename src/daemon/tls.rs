@@ -33,8 +33,11 @@ pub enum TlsError {
 /// Takes HTTP/2 connections; with a client CA, only from who shows a certificate of it.
 pub(super) fn acceptor(config: &TlsConfig) -> Result<TlsAcceptor, TlsError> {
     let chain = certificates(&config.cert)?;
-    let key = PrivateKeyDer::from_pem_slice(&read(&config.key)?)
-        .map_err(|e| TlsError::Pem { what: "private key", path: config.key.clone(), source: Some(e) })?;
+    let key = PrivateKeyDer::from_pem_slice(&read(&config.key)?).map_err(|e| TlsError::Pem {
+        what: "private key",
+        path: config.key.clone(),
+        source: Some(e),
+    })?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let fits = |source| TlsError::KeyPair { cert: config.cert.clone(), key: config.key.clone(), source };
     let builder = ServerConfig::builder_with_provider(provider.clone())

@@ -64,6 +64,8 @@ impl<'t> Document<'t> {
     pub(super) fn faults(&self) -> Vec<Finding> {
         let mut faults = self.faults.borrow().clone();
         faults.sort_by_key(|f| (f.line, f.column));
+        // A section may be entered, and found to be none, more than once.
+        faults.dedup();
         faults
     }
 
@@ -135,7 +137,12 @@ impl<'d> Section<'d> {
     }
 
     /// A string or a whole number that `parse` understands.
-    pub(super) fn scalar<T>(&self, key: &str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+    pub(super) fn scalar<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
         self.value(key, expected, |v| match v {
             DeValue::String(text) => parse(text),
             v => integer(v).and_then(|n| parse(&n.to_string())),
@@ -161,7 +168,12 @@ impl<'d> Section<'d> {
     /// The section `key`, empty if there is none.
     pub(super) fn section(&self, key: &str) -> Section<'d> {
         let Some((path, value)) = self.find(key) else {
-            return Section { document: self.document, table: None, path: join(&self.path, key), at: self.at };
+            return Section {
+                document: self.document,
+                table: None,
+                path: join(&self.path, key),
+                at: self.at,
+            };
         };
         self.enter(path, value)
     }

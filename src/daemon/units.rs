@@ -120,9 +120,21 @@ mod tests {
         ] {
             assert_eq!(parse_space(text), Some(space), "{text}");
         }
-        for text in
-            ["", "GB", "-1", "-5GB", "101%", "1.5%", "%", "10 XB", "10GBB", "1.2.3", ".", "1  k", "99999999999PB"]
-        {
+        for text in [
+            "",
+            "GB",
+            "-1",
+            "-5GB",
+            "101%",
+            "1.5%",
+            "%",
+            "10 XB",
+            "10GBB",
+            "1.2.3",
+            ".",
+            "1  k",
+            "99999999999PB",
+        ] {
             assert_eq!(parse_space(text), None, "{text}");
         }
     }
