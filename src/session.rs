@@ -20,12 +20,15 @@
 //! Every call is cancellation safe: dropping its future resets its stream in the tunnel.
 
 mod auth;
+mod call;
 mod content;
 mod error;
 mod exporter;
 mod group;
+mod health;
 mod registry;
 mod send;
+mod tunnel;
 
 pub use auth::Credentials;
 pub use auth::FetchedToken;
@@ -40,6 +43,7 @@ pub use content::Ingested;
 pub use error::SessionError;
 pub use exporter::SessionExporter;
 pub use group::SessionGroup;
+pub use registry::OpenError;
 pub use registry::Opening;
 pub use registry::Session;
 pub use registry::SessionId;
@@ -50,3 +54,6 @@ pub use tonic::Code;
 
 /// The largest payload of one message to a client, in bytes.
 pub const MESSAGE_LIMIT: usize = 3 << 20;
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::call::DECODE_LIMIT;
+use super::call::origin;
+use super::tunnel::Wire;
+use crate::proto::exporter::FinalizeExportRequest;
+use crate::proto::exporter::FindExportersRequest;
+use crate::proto::exporter::exporter_client::ExporterClient;
 use crate::session::Session;
 use crate::session::SessionError;
 
@@ -18,14 +24,26 @@ impl Session {
     /// The exporters that the client wants for a result with this metadata and these refs.
     pub async fn find_exporters(
         &self,
-        _metadata: BTreeMap<String, Bytes>,
-        _refs: Vec<String>,
+        metadata: BTreeMap<String, Bytes>,
+        refs: Vec<String>,
     ) -> Result<Vec<SessionExporter>, SessionError> {
-        todo!()
+        const METHOD: &str = "/moby.exporter.v1.Exporter/FindExporters";
+        let mut client = self.exporter();
+        let request = FindExportersRequest { metadata, refs };
+        let answer = self.call(METHOD, None, client.find_exporters(request)).await?;
+        let exporters = answer.exporters.into_iter();
+        Ok(exporters.map(|e| SessionExporter { kind: e.r#type, attributes: e.attrs }).collect())
     }
 
     /// Tells the client what its exporters answered.
-    pub async fn finalize_export(&self, _response: BTreeMap<String, String>) -> Result<(), SessionError> {
-        todo!()
+    pub async fn finalize_export(&self, response: BTreeMap<String, String>) -> Result<(), SessionError> {
+        const METHOD: &str = "/moby.exporter.v1.Exporter/FinalizeExport";
+        let mut client = self.exporter();
+        let request = FinalizeExportRequest { exporter_response: response };
+        self.call(METHOD, None, client.finalize_export(request)).await.map(drop)
+    }
+
+    fn exporter(&self) -> ExporterClient<Wire> {
+        ExporterClient::with_origin(self.wire(), origin()).max_decoding_message_size(DECODE_LIMIT)
     }
 }

@@ -1,15 +1,35 @@
 //! [`Sessions`]: the sessions that are open, and [`Session`]: one of them.
 
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::OnceLock;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use tokio::sync::Notify;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
+use super::call;
+use super::health;
+use super::tunnel;
+use super::tunnel::Wire;
+use crate::proto::health::HealthCheckRequest;
+use crate::proto::health::health_client::HealthClient;
 use crate::session::SessionError;
 use crate::task::Tasks;
+
+/// How long a lookup waits for a client that has named its session but not opened it yet.
+const LOOKUP_WAIT: Duration = Duration::from_secs(5);
 
 /// The name of a session, chosen by the client.
 ///
@@ -52,68 +72,189 @@ pub struct Opening {
     pub health: Option<Duration>,
 }
 
-/// The sessions that are open. Clones share them.
-#[derive(Clone)]
-pub struct Sessions {
-    _shared: Arc<()>,
+/// A session could not be opened.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("a session needs an ID in x-docker-expose-session-uuid")]
+    NoId,
+    #[error("session {session} already exists")]
+    AlreadyOpen { session: SessionId },
+    #[error("session {session} could not start its tunnel: {reason}")]
+    Tunnel { session: SessionId, reason: String },
 }
 
-/// One open session. Clones are the same session.
+/// The sessions that are open. Clones share them.
 #[derive(Clone)]
-pub struct Session {
-    _live: Arc<()>,
+pub struct Sessions(Arc<Registry>);
+
+struct Registry {
+    tasks: Tasks,
+    /// Different for each run of the daemon, so that nobody can replay a client's token authority.
+    salt: [u8; 32],
+    open: Mutex<HashMap<SessionId, Session>>,
+    opened: Notify,
+}
+
+/// One open session. Clones are the same session; one that is kept does not keep it open.
+#[derive(Clone)]
+pub struct Session(Arc<Live>);
+
+struct Live {
+    opening: Opening,
+    /// In lower case.
+    methods: HashSet<String>,
+    wire: Wire,
+    salt: [u8; 32],
+    ended: CancellationToken,
+    /// Set before `ended` is cancelled.
+    reason: OnceLock<String>,
 }
 
 impl Sessions {
-    pub fn new(_tasks: &Tasks) -> Sessions {
-        todo!()
+    pub fn new(tasks: &Tasks) -> Sessions {
+        Sessions(Arc::new(Registry {
+            tasks: tasks.clone(),
+            salt: rand::random(),
+            open: Mutex::default(),
+            opened: Notify::new(),
+        }))
     }
 
     /// The session of this ID; waits up to five seconds for it to be opened.
-    pub async fn find(&self, _id: &SessionId) -> Result<Session, SessionError> {
-        todo!()
+    pub async fn find(&self, id: &SessionId) -> Result<Session, SessionError> {
+        let found = async {
+            loop {
+                let opened = self.0.opened.notified();
+                tokio::pin!(opened);
+                // Listening begins before the look, so that no opening falls in between.
+                opened.as_mut().enable();
+                if let Some(session) = self.get(id) {
+                    return session;
+                }
+                opened.await;
+            }
+        };
+        tokio::time::timeout(LOOKUP_WAIT, found)
+            .await
+            .map_err(|_| SessionError::NotFound { session: id.clone(), waited: LOOKUP_WAIT })
     }
 
     /// The session of this ID if it is open now.
-    pub fn get(&self, _id: &SessionId) -> Option<Session> {
-        todo!()
+    pub fn get(&self, id: &SessionId) -> Option<Session> {
+        self.open_sessions().get(id).cloned()
     }
 
     /// Starts the session that a client opened, on the bytes that it sends. The answer is what to
     /// send to it; its end is the end of the session.
+    ///
+    /// The client answers only after it has the headers of this call's response, so nothing here
+    /// waits for it.
     pub async fn open(
         &self,
-        _opening: Opening,
-        _inbound: BoxStream<'static, io::Result<Bytes>>,
-    ) -> Result<BoxStream<'static, Bytes>, SessionError> {
-        todo!()
+        opening: Opening,
+        inbound: BoxStream<'static, io::Result<Bytes>>,
+    ) -> Result<BoxStream<'static, Bytes>, OpenError> {
+        if opening.id.as_str().is_empty() {
+            return Err(OpenError::NoId);
+        }
+        let id = opening.id.clone();
+        let closing = self.0.tasks.token().child_token();
+        let tunnel = tunnel::start(&self.0.tasks, inbound, closing.clone())
+            .await
+            .map_err(|error| OpenError::Tunnel { session: id.clone(), reason: error.to_string() })?;
+        let session = Session(Arc::new(Live {
+            methods: opening.methods.iter().map(|method| method.to_ascii_lowercase()).collect(),
+            opening,
+            wire: tunnel.wire,
+            salt: self.0.salt,
+            ended: CancellationToken::new(),
+            reason: OnceLock::new(),
+        }));
+        match self.open_sessions().entry(id.clone()) {
+            Entry::Occupied(_) => {
+                closing.cancel();
+                return Err(OpenError::AlreadyOpen { session: id });
+            }
+            Entry::Vacant(entry) => entry.insert(session.clone()),
+        };
+        self.0.opened.notify_waiters();
+        tracing::debug!(session = %id, name = session.name(), "session opened");
+
+        let ended = session.0.ended.clone();
+        let sessions = self.clone();
+        let connection = tunnel.connection;
+        drop(self.0.tasks.spawn("session", async move {
+            let policy = health::Policy::new(session.0.opening.health);
+            let reason = tokio::select! {
+                biased;
+                () = closing.cancelled() => "the client closed the session".to_owned(),
+                reason = connection => reason,
+                reason = health::watch(policy, || session.check()) => {
+                    tracing::warn!(session = %id, reason, "session lost");
+                    reason
+                }
+            };
+            tracing::debug!(session = %id, reason, "session ended");
+            sessions.open_sessions().remove(&id);
+            session.0.reason.get_or_init(|| reason);
+            session.0.ended.cancel();
+            closing.cancel();
+        }));
+        Ok(ReceiverStream::new(tunnel.outbound).take_until(ended.cancelled_owned()).boxed())
+    }
+
+    fn open_sessions(&self) -> MutexGuard<'_, HashMap<SessionId, Session>> {
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Session {
     pub fn id(&self) -> &SessionId {
-        todo!()
+        &self.0.opening.id
     }
 
     pub fn name(&self) -> &str {
-        todo!()
+        &self.0.opening.name
     }
 
     pub fn shared_key(&self) -> &str {
-        todo!()
+        &self.0.opening.shared_key
     }
 
     /// True if the client serves this call, `/service/Method`.
-    pub fn supports(&self, _method: &str) -> bool {
-        todo!()
+    pub fn supports(&self, method: &str) -> bool {
+        self.0.methods.contains(&method.to_ascii_lowercase())
     }
 
     pub fn is_open(&self) -> bool {
-        todo!()
+        !self.0.ended.is_cancelled()
     }
 
     /// Resolves when the session has ended.
     pub async fn ended(&self) {
-        todo!()
+        self.0.ended.cancelled().await;
+    }
+
+    pub(super) fn end_reason(&self) -> Option<&str> {
+        self.0.reason.get().map(String::as_str)
+    }
+
+    pub(super) fn wire(&self) -> Wire {
+        self.0.wire.clone()
+    }
+
+    pub(super) fn salt(&self) -> Bytes {
+        Bytes::copy_from_slice(&self.0.salt)
+    }
+
+    async fn check(&self) -> Result<(), tonic::Status> {
+        let mut client = HealthClient::with_origin(self.wire(), call::origin());
+        client.check(HealthCheckRequest::default()).await.map(drop)
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Session({})", self.id())
     }
 }
