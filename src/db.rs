@@ -172,7 +172,7 @@ impl Db {
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
     {
-        let (job, answer) = Job::waited(write);
+        let (job, answer) = Job::waited(true, write);
         self.owner.queue(job);
         async move { answer.await.unwrap_or_else(|_| Err(DbError::Closed.into())) }
     }
@@ -181,6 +181,16 @@ impl Db {
     /// failure is logged.
     pub fn write_behind(&self, write: impl Fn(&WriteTx) -> Result<(), DbError> + Send + 'static) {
         self.owner.queue(Job::behind(write));
+    }
+
+    /// As [`Db::write_behind`], answering once readers see it.
+    pub fn write_visible<T: Send + 'static>(
+        &self,
+        write: impl Fn(&WriteTx) -> Result<T, DbError> + Send + 'static,
+    ) -> impl Future<Output = Result<T, DbError>> + Send + 'static {
+        let (job, answer) = Job::waited(false, write);
+        self.owner.queue(job);
+        async move { answer.await.unwrap_or(Err(DbError::Closed)) }
     }
 
     /// Commits since the store was opened, those that write behind included.

@@ -47,6 +47,7 @@ pub mod ctx;
 // Row 5.
 pub mod registry;
 // Row 6.
+pub mod content;
 // Row 7.
 // Row 8.
 pub mod ops;

@@ -44,6 +44,7 @@ trait Work: Send {
 
 impl Job {
     pub(super) fn waited<T, E>(
+        durable: bool,
         write: impl Fn(&WriteTx) -> Result<T, E> + Send + 'static,
     ) -> (Job, oneshot::Receiver<Result<T, E>>)
     where
@@ -51,7 +52,7 @@ impl Job {
         E: From<DbError> + Send + 'static,
     {
         let (answer, receiver) = oneshot::channel();
-        (Job { durable: true, work: Box::new(Waited { write, outcome: None, answer }) }, receiver)
+        (Job { durable, work: Box::new(Waited { write, outcome: None, answer }) }, receiver)
     }
 
     pub(super) fn behind(write: impl Fn(&WriteTx) -> Result<(), DbError> + Send + 'static) -> Job {

@@ -1,0 +1,291 @@
+//! Blobs: resident or remote, fetched once when somebody reads them.
+//!
+//! A [`ContentStore`] knows blobs by digest. Registering one notes what it is and where it is said to
+//! be ([`Origin`]); nothing moves. [`ContentStore::fetch`] makes it resident, [`ContentStore::open`]
+//! reads it, [`ContentStore::stream`] passes a remote one through without keeping it.
+//!
+//! # Who may have a blob
+//!
+//! Bytes that are here came with somebody's credentials. An asker who comes with handlers
+//! ([`DescHandlers`]) gets them if one of its handlers names an origin that is *proven* to have the
+//! blob, since nobody is given a handler for a repository that it may not read; otherwise its own
+//! provider is asked ([`Provider::probe`]) with its own credentials, and proven by a yes. A client's
+//! content store always is asked, for its name proves nothing. Blobs made here, and askers without
+//! any handler (the node itself, by a ref that it holds), have no such rule.
+//!
+//! # Invariants
+//!
+//! - Nothing is visible before it was verified: a final name holds a whole file, a reader gets bytes
+//!   after the digest held, and a stream gives its last bytes only then.
+//! - One fetch per blob, whatever asks, and none while the blob is resident.
+//! - One asker's refusal is never another's error.
+//! - A blob that is held by a [`Lease`] or a lease row is never deleted.
+//!
+//! # Cancellation
+//!
+//! Every method may be dropped at any time. Fetches, commits and collections are owned tasks: a fetch
+//! ends when its last asker has left and keeps its bytes for the next one; the others run to their end.
+//!
+//! # Crash consistency
+//!
+//! The disk says what is resident, the metadata store says what is known; see [`disk`](self) and
+//! [`rows`](self) in the source. A blob's row may lag behind its file by a second: a file without a row
+//! is an orphan that the collector takes. A deletion is recorded, done, then cleared, and done again
+//! at the next start if it was not cleared.
+
+#![allow(dead_code)]
+
+mod blob;
+mod collect;
+mod disk;
+mod error;
+mod fetch;
+mod origin;
+mod provider;
+mod reader;
+mod rows;
+mod stats;
+mod stream;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::ctx::Ctx;
+use crate::db::Db;
+use crate::lease::Lease;
+use crate::lease::Leases;
+use crate::oci::Descriptor;
+use crate::oci::Digest;
+use crate::task::Tasks;
+
+pub use collect::Collected;
+pub use collect::Fsck;
+pub use error::ContentError;
+pub use error::FetchError;
+pub use error::Refusal;
+pub use origin::KnownOrigin;
+pub use origin::Origin;
+pub use provider::ByteStream;
+pub use provider::Cause;
+pub use provider::Connect;
+pub use provider::DescHandler;
+pub use provider::DescHandlers;
+pub use provider::Opened;
+pub use provider::ProvideError;
+pub use provider::Provider;
+pub use reader::BlobReader;
+pub use reader::BlobStream;
+pub use reader::StreamSource;
+pub use rows::register;
+pub use stats::ContentStats;
+
+use blob::BlobTable;
+use disk::Disk;
+use fetch::Fetch;
+use stats::Counters;
+
+/// The blobs of this node. Clones are handles of the same store.
+#[derive(Clone, Debug)]
+pub struct ContentStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    disk: Arc<Disk>,
+    db: Db,
+    leases: Leases,
+    connect: Arc<dyn Connect>,
+    tasks: Tasks,
+    table: BlobTable<Fetch>,
+    counters: Arc<Counters>,
+}
+
+/// Where the bytes of a blob are now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Residency {
+    Remote,
+    Fetching,
+    Resident,
+    Evicting,
+}
+
+/// What is known of a blob.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BlobStat {
+    pub size: u64,
+    pub media_type: String,
+    pub residency: Residency,
+    pub origins: Vec<KnownOrigin>,
+}
+
+/// Bytes to be stored as a blob.
+#[derive(Clone, Debug)]
+pub struct NewBlob {
+    pub media_type: String,
+    pub bytes: Bytes,
+}
+
+impl ContentStore {
+    /// Opens the store in `root`, and finishes what a crash interrupted. Its cost doesn't grow with
+    /// the number of blobs.
+    pub fn open(
+        root: &Path,
+        db: Db,
+        leases: Leases,
+        connect: Arc<dyn Connect>,
+        tasks: Tasks,
+    ) -> Result<ContentStore, ContentError> {
+        let counters = Arc::new(Counters::default());
+        let disk = Arc::new(Disk::open(root, Arc::clone(&counters))?);
+        collect::finish_deletions(&disk, &db)?;
+        let table = BlobTable::default();
+        Ok(ContentStore { inner: Arc::new(Inner { disk, db, leases, connect, tasks, table, counters }) })
+    }
+
+    pub fn leases(&self) -> &Leases {
+        &self.inner.leases
+    }
+
+    pub fn db(&self) -> &Db {
+        &self.inner.db
+    }
+
+    pub fn stats(&self) -> ContentStats {
+        self.inner.counters.read()
+    }
+
+    /// Holds the blob in this process, resident or not.
+    pub fn hold(&self, digest: &Digest) -> Lease {
+        self.inner.leases.hold(*digest)
+    }
+
+    /// What is known of a blob; `None` if it was never registered, written or fetched.
+    pub fn stat(&self, digest: &Digest) -> Result<Option<BlobStat>, ContentError> {
+        let row = self.inner.db.read(|tx| rows::get(tx, digest))?;
+        Ok(row.map(|row| BlobStat {
+            residency: self.residency(digest, row.size),
+            size: row.size,
+            media_type: row.media_type,
+            origins: row.origins,
+        }))
+    }
+
+    /// True if the blob's bytes are here. They may go unless the caller holds the blob.
+    pub fn is_resident(&self, descriptor: &Descriptor) -> bool {
+        self.residency(&descriptor.digest, descriptor.size) == Residency::Resident
+    }
+
+    fn residency(&self, digest: &Digest, size: u64) -> Residency {
+        match self.inner.table.get(digest) {
+            Some(blob::Residency::Remote) => Residency::Remote,
+            Some(blob::Residency::Fetching(_)) => Residency::Fetching,
+            Some(blob::Residency::Resident { .. }) => Residency::Resident,
+            Some(blob::Residency::Evicting { .. }) => Residency::Evicting,
+            None if self.inner.disk.size_of(digest) == Some(size) => Residency::Resident,
+            None => Residency::Remote,
+        }
+    }
+
+    /// Where the blob can be had, oldest first.
+    pub fn origins(&self, digest: &Digest) -> Result<Vec<KnownOrigin>, ContentError> {
+        let row = self.inner.db.read(|tx| rows::get(tx, digest))?;
+        Ok(row.map(|row| row.origins).unwrap_or_default())
+    }
+
+    /// Notes that `origin` has the blob: it was pushed or mounted there. Written behind.
+    pub fn record_origin(&self, digest: &Digest, origin: Origin) {
+        let digest = *digest;
+        self.inner.db.write_behind(move |tx| rows::prove(tx, &digest, &origin));
+    }
+
+    /// Notes a blob that may be anywhere (see [`register`]) as a transaction of its own.
+    pub async fn register(&self, descriptor: &Descriptor, origins: &[Origin]) -> Result<(), ContentError> {
+        let (descriptor, origins) = (descriptor.clone(), origins.to_vec());
+        Ok(self.inner.db.write(move |tx| register(tx, &descriptor, &origins)).await?)
+    }
+
+    /// Makes a blob resident and holds it.
+    ///
+    /// Joins the fetch that runs, if one does. Tries the asker's `handlers` first and the blob's durable
+    /// origins then, all with the rights of `ctx`. See the module for who may have what is here already.
+    pub async fn fetch(
+        &self,
+        ctx: &Ctx,
+        descriptor: &Descriptor,
+        handlers: &DescHandlers,
+    ) -> Result<Lease, FetchError> {
+        self.inner.fetch(ctx, descriptor, handlers).await
+    }
+
+    /// Makes a blob resident and opens it.
+    pub async fn reader(
+        &self,
+        ctx: &Ctx,
+        descriptor: &Descriptor,
+        handlers: &DescHandlers,
+    ) -> Result<BlobReader, FetchError> {
+        let lease = self.fetch(ctx, descriptor, handlers).await?;
+        self.inner.reader(descriptor.digest, lease)
+    }
+
+    /// The bytes of a small blob, made resident; more than `limit` is an error before any request.
+    pub async fn read(
+        &self,
+        ctx: &Ctx,
+        descriptor: &Descriptor,
+        handlers: &DescHandlers,
+        limit: u64,
+    ) -> Result<Bytes, FetchError> {
+        let Descriptor { digest, size, .. } = *descriptor;
+        if size > limit {
+            return Err(FetchError::TooLarge { digest, size, limit });
+        }
+        self.reader(ctx, descriptor, handlers).await?.read_all().await
+    }
+
+    /// The bytes of a blob from its first to its last, wherever they are: a remote blob passes through
+    /// from its origin without touching the disk, one that is here or being fetched is read from its
+    /// file.
+    ///
+    /// The stream ends well only if the digest held: the last bytes are kept back until then, and a blob
+    /// that fails ends in an error instead of them.
+    pub async fn stream(
+        &self,
+        ctx: &Ctx,
+        descriptor: &Descriptor,
+        handlers: &DescHandlers,
+    ) -> Result<BlobStream, FetchError> {
+        self.inner.stream(ctx, descriptor, handlers).await
+    }
+
+    /// Stores bytes that were made here.
+    pub async fn write(
+        &self,
+        media_type: impl Into<String>,
+        bytes: impl Into<Bytes>,
+    ) -> Result<(Descriptor, Lease), ContentError> {
+        let blob = NewBlob { media_type: media_type.into(), bytes: bytes.into() };
+        let mut written = self.write_all(vec![blob]).await?;
+        Ok(written.remove(0))
+    }
+
+    /// Stores several blobs that were made here: one sync for each that is new, and one for all.
+    pub async fn write_all(&self, blobs: Vec<NewBlob>) -> Result<Vec<(Descriptor, Lease)>, ContentError> {
+        self.inner.write_all(blobs).await
+    }
+
+    /// Deletes what nobody holds: files and rows of blobs without a lease or a lease row, and
+    /// partial blobs that nobody asks for any more. Files younger than `keep` stay.
+    pub async fn collect(&self, keep: std::time::Duration) -> Result<Collected, ContentError> {
+        collect::collect(&self.inner, keep).await
+    }
+
+    /// Hashes every file of the store, and deletes those that are not what their name says and that
+    /// nobody holds.
+    pub async fn fsck(&self) -> Result<Fsck, ContentError> {
+        collect::fsck(&self.inner).await
+    }
+}
