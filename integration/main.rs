@@ -1,1 +1,6 @@
+//! One binary for all integration tests, so that they link once.
 
+#[allow(dead_code, unused_imports, reason = "the harness offers more than the tests use at any one time")]
+mod harness;
+
+mod harness_tests;

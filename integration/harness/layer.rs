@@ -1,0 +1,99 @@
+//! Layers: blobs with a media type and the digest of the tar inside them.
+
+use std::io::Write;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::GzBuilder;
+
+use super::blob::BlobSource;
+use super::digest::sha256;
+use super::image::Descriptor;
+
+/// One layer of a test image.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub descriptor: Descriptor,
+    /// Digest of the uncompressed tar stream.
+    pub diff_id: String,
+    /// `None` for a foreign layer, which no registry is asked to hold.
+    pub source: Option<BlobSource>,
+}
+
+impl Layer {
+    /// A gzip'd tar with the given regular files, deterministic (mode 0644, owner 0, time 0).
+    pub fn files<P: AsRef<str>, C: AsRef<[u8]>>(files: impl IntoIterator<Item = (P, C)>) -> Self {
+        Self::gzip(tar_of(files))
+    }
+
+    /// A gzip'd tar with one file of `content` random bytes made from `seed`. The blob is a little
+    /// larger (0.01 %) and takes no memory. Equal arguments give the equal layer.
+    pub fn incompressible(seed: u64, content: u64) -> Self {
+        let source = BlobSource::generated(seed, content);
+        let BlobSource::Generated(generated) = &source else { unreachable!("generated above") };
+        let descriptor = Descriptor::new(OCI_LAYER_GZIP, generated.digest(), source.len());
+        Self { descriptor, diff_id: generated.diff_id().to_owned(), source: Some(source) }
+    }
+
+    /// Any tar stream, gzip'd.
+    pub fn gzip(tar: Vec<u8>) -> Self {
+        // The header's time and system are fixed, so that equal tars are equal blobs.
+        let mut encoder =
+            GzBuilder::new().mtime(0).operating_system(255).write(Vec::new(), Compression::fast());
+        encoder.write_all(&tar).expect("gzip to memory");
+        let blob = encoder.finish().expect("gzip to memory");
+        Self::with_blob(OCI_LAYER_GZIP, blob, sha256(&tar))
+    }
+
+    /// Any tar stream, as it is.
+    pub fn uncompressed(tar: Vec<u8>) -> Self {
+        let diff_id = sha256(&tar);
+        Self::with_blob(OCI_LAYER, tar, diff_id)
+    }
+
+    /// Any bytes under any media type: for layers that are not what they say.
+    pub fn with_blob(media_type: &str, blob: impl Into<Bytes>, diff_id: impl Into<String>) -> Self {
+        let blob = blob.into();
+        let descriptor = Descriptor::new(media_type, &sha256(&blob), blob.len() as u64);
+        Self { descriptor, diff_id: diff_id.into(), source: Some(BlobSource::Bytes(blob)) }
+    }
+
+    /// Makes it a non-distributable layer: the descriptor names `urls`, and registries don't hold it.
+    pub fn foreign(mut self, urls: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.descriptor.media_type = OCI_LAYER_FOREIGN_GZIP.to_owned();
+        self.descriptor.urls = urls.into_iter().map(Into::into).collect();
+        self.source = None;
+        self
+    }
+
+    pub fn digest(&self) -> &str {
+        &self.descriptor.digest
+    }
+
+    pub fn size(&self) -> u64 {
+        self.descriptor.size
+    }
+}
+
+/// A tar stream with the given regular files.
+pub fn tar_of<P: AsRef<str>, C: AsRef<[u8]>>(files: impl IntoIterator<Item = (P, C)>) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (path, contents) in files {
+        let contents = contents.as_ref();
+        let mut header = tar::Header::new_ustar();
+        header.set_size(contents.len() as u64);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        builder.append_data(&mut header, path.as_ref(), contents).expect("tar to memory");
+    }
+    builder.into_inner().expect("tar to memory")
+}
+
+pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+pub const OCI_LAYER_FOREIGN_GZIP: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+pub const DOCKER_LAYER_FOREIGN_GZIP: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";

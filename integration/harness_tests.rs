@@ -1,0 +1,6 @@
+//! The harness tested itself: a test that counts on it must be able to trust it.
+
+mod conformance;
+mod faults;
+mod images;
+mod tokens;
