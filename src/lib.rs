@@ -49,6 +49,7 @@ pub mod registry;
 // Row 6.
 pub mod content;
 // Row 7.
+pub mod cache;
 // Row 8.
 pub mod ops;
 // Row 9.

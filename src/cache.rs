@@ -1,0 +1,370 @@
+//! Filesystem states and their lifetime.
+//!
+//! A record is a layer on top of another record, or a merge of several; with its ancestors it is a
+//! state of a filesystem. Records are metadata: making or getting one reads and writes rows only, no
+//! request is sent and no bytes are read. [`ImmutableRef`] is a record in use; what needs its bytes
+//! calls [`ImmutableRef::unlazy`], or reads through [`ImmutableRef::remote`].
+//!
+//! ```text
+//! get_by_layers([a, b, c])        merge([x, y])
+//!
+//!    a <- b <- c                    a <- x
+//!    one record each,                      > m     one record that lists its parents
+//!    one transaction                b <- y
+//! ```
+//!
+//! # Invariants
+//!
+//! - A record's row, its lease rows and the rows of what it stands on are written and removed in one
+//!   transaction. So is what a [`RecordListener`] keeps about it.
+//! - A record that somebody uses, or that another one stands on, is not removed.
+//! - A record holds the blob of its own layer, and whatever else it was told to hold, whether they are
+//!   resident or not. A lazy record therefore survives a restart and every collection of blobs.
+//! - Lookups write nothing that anybody waits for.
+//!
+//! # Locking
+//!
+//! See [`live`](self): one mutex over the records in use, held for counts only. All writes are
+//! transactions of the one writer.
+//!
+//! # Crash consistency
+//!
+//! Removing a record is one transaction; the blobs that it leaves without a lease are the collector's,
+//! which finds them after a crash as well.
+
+mod collect;
+mod filter;
+mod images;
+mod live;
+mod plan;
+mod prune;
+mod record;
+mod reference;
+mod remote;
+mod usage;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::OnceLock;
+
+use tokio::sync::Semaphore;
+
+use crate::content;
+use crate::content::ContentError;
+use crate::content::ContentStore;
+use crate::content::DescHandlers;
+use crate::content::Origin;
+use crate::content::Residency;
+use crate::db::Db;
+use crate::db::DbError;
+use crate::db::ReadTx;
+use crate::db::WriteTx;
+use crate::oci::Descriptor;
+use crate::oci::Digest;
+use crate::task::TaskFailed;
+use crate::task::Tasks;
+
+pub use filter::Filter;
+pub use filter::InvalidFilter;
+pub use images::ImageList;
+pub use images::NamedImage;
+pub use prune::PruneOptions;
+pub use record::BlobChainId;
+pub use record::InvalidRecordId;
+pub use record::Layer;
+pub use record::MissingDiffId;
+pub use record::RecordId;
+pub use record::RecordType;
+pub use reference::ImmutableRef;
+pub use remote::Remote;
+pub use usage::Usage;
+pub use usage::UsageOptions;
+
+use live::Live;
+use plan::Plan;
+use record::Kind;
+use record::Row;
+use record::Uses;
+
+/// Layers of one state at most, merges included. Manifests stop far below.
+pub const MAX_LAYERS: usize = 16_384;
+
+/// Blobs at most that a record holds besides its layer's: those of the last manifests and configs that
+/// named it.
+const MAX_COMPANIONS: usize = 32;
+
+/// Is told of every record that is removed, in the transaction that removes it.
+pub trait RecordListener: Send + Sync {
+    /// Removes what is kept about the record. May run more than once for one removal and must have no
+    /// effect but the one on `tx`.
+    fn removed(&self, tx: &WriteTx, id: &RecordId) -> Result<(), DbError>;
+}
+
+/// The records of this node. Clones are the same cache.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    db: Db,
+    content: ContentStore,
+    tasks: Tasks,
+    /// A path on the file system whose free space counts.
+    root: PathBuf,
+    live: Live,
+    listener: OnceLock<Arc<dyn RecordListener>>,
+    /// One prune at a time: two would compete for the same records.
+    pruning: Semaphore,
+}
+
+/// How a record is described when it is made or named again.
+#[derive(Clone, Debug, Default)]
+pub struct RefOptions {
+    /// For people; the first one stays.
+    pub description: String,
+    /// Replaces [`RecordType::Regular`] only.
+    pub record_type: RecordType,
+    /// Blobs to hold together with the topmost layer: manifests and the config.
+    pub companions: Vec<Digest>,
+}
+
+/// A record can't be had.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CacheError {
+    #[error("cache record {id} does not exist")]
+    NotFound { id: RecordId },
+    #[error("nobody provides the bytes of {}", list(digests))]
+    NeedsRemoteProvider { digests: Vec<Digest> },
+    #[error("a state of {count} layers is over the limit of {MAX_LAYERS}")]
+    TooManyLayers { count: usize },
+    #[error("a state without layers has no record")]
+    Empty,
+    #[error(transparent)]
+    Db(#[from] DbError),
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    #[error(transparent)]
+    Task(#[from] TaskFailed),
+}
+
+fn list(digests: &[Digest]) -> String {
+    digests.iter().map(Digest::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// How much of a record's bytes is here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Presence {
+    /// Layers, those below included.
+    pub layers: usize,
+    /// Layers whose blob is resident.
+    pub resident: usize,
+}
+
+impl Cache {
+    /// `root` is where the bytes are kept: its file system's free space counts for pruning.
+    pub fn new(db: Db, content: ContentStore, tasks: Tasks, root: impl Into<PathBuf>) -> Cache {
+        let live = Live::new(db.clone());
+        let (listener, pruning) = (OnceLock::new(), Semaphore::new(1));
+        Cache(Arc::new(Inner { db, content, tasks, root: root.into(), live, listener, pruning }))
+    }
+
+    /// Sets who is told of removed records. The first call counts.
+    pub fn set_listener(&self, listener: Arc<dyn RecordListener>) {
+        let _ = self.0.listener.set(listener);
+    }
+
+    pub fn content(&self) -> &ContentStore {
+        &self.0.content
+    }
+
+    /// The record of `layer` on top of `parent`. As [`Cache::get_by_layers`] with one layer.
+    pub async fn get_by_blob(
+        &self,
+        layer: Layer,
+        parent: Option<&ImmutableRef>,
+        handlers: &DescHandlers,
+        options: RefOptions,
+    ) -> Result<ImmutableRef, CacheError> {
+        self.get_by_layers(vec![layer], parent, handlers, options).await
+    }
+
+    /// The record of `layers`, bottom first, on top of `parent`: found, or made with those below it in
+    /// one transaction.
+    ///
+    /// Cancellation safe: a record that was made and not taken is found the next time, or pruned.
+    pub async fn get_by_layers(
+        &self,
+        layers: Vec<Layer>,
+        parent: Option<&ImmutableRef>,
+        handlers: &DescHandlers,
+        options: RefOptions,
+    ) -> Result<ImmutableRef, CacheError> {
+        let below = parent.map(ImmutableRef::layers).unwrap_or_default();
+        check_count(below.len() + layers.len())?;
+        let blobs: Vec<Descriptor> = layers.iter().map(|l| l.blob.clone()).collect();
+        let plan = Plan::of_layers(layers, parent, options).ok_or(CacheError::Empty)?;
+        let layers = below.iter().chain(plan.layers()).cloned().collect();
+        let mut all = parent.map(|p| p.handlers().clone()).unwrap_or_default();
+        all.extend(handlers);
+        self.make(plan, blobs, layers, all).await
+    }
+
+    /// The record of `parents` on top of each other, lowest first. One parent is its own merge.
+    ///
+    /// Cancellation safe, as [`Cache::get_by_layers`].
+    pub async fn merge(
+        &self,
+        parents: &[ImmutableRef],
+        options: RefOptions,
+    ) -> Result<ImmutableRef, CacheError> {
+        let layers: Vec<Layer> = parents.iter().flat_map(|p| p.layers().iter().cloned()).collect();
+        check_count(layers.len())?;
+        match parents {
+            [] => Err(CacheError::Empty),
+            [only] => Ok(only.clone()),
+            parents => {
+                let mut handlers = DescHandlers::new();
+                parents.iter().for_each(|p| handlers.extend(p.handlers()));
+                let plan = Plan::of_merge(parents, &layers, options).ok_or(CacheError::Empty)?;
+                self.make(plan, Vec::new(), layers, handlers).await
+            }
+        }
+    }
+
+    /// The record of this ID.
+    pub fn get(&self, id: &RecordId, handlers: &DescHandlers) -> Result<ImmutableRef, CacheError> {
+        let missing = || CacheError::NotFound { id: *id };
+        let mut hold = self.0.live.hold(*id).ok_or_else(missing)?;
+        let Walked { row, layers, uses } = self.0.db.read(|tx| walk(tx, id))?.ok_or_else(missing)?;
+        self.0.check_providers(layers.iter().map(|l| &l.blob), handlers)?;
+        hold.count_use(uses);
+        Ok(ImmutableRef::new(self.clone(), hold, &row, layers, handlers.clone()))
+    }
+
+    /// How much of a record is here; `None` if there is no such record.
+    pub fn presence(&self, id: &RecordId) -> Result<Option<Presence>, CacheError> {
+        let Some(Walked { layers, .. }) = self.0.db.read(|tx| walk(tx, id))? else { return Ok(None) };
+        let resident = layers.iter().filter(|l| self.0.content.is_resident(&l.blob)).count();
+        Ok(Some(Presence { layers: layers.len(), resident }))
+    }
+
+    /// Finds the planned record or makes it. `blobs` are the planned layers' own.
+    async fn make(
+        &self,
+        plan: Plan,
+        blobs: Vec<Descriptor>,
+        layers: Vec<Layer>,
+        handlers: DescHandlers,
+    ) -> Result<ImmutableRef, CacheError> {
+        self.0.check_providers(&blobs, &handlers)?;
+        let mut hold = self.0.live.hold_to_make(plan.top());
+        let origins = self.0.unknown_origins(blobs, &handlers)?;
+        let found = if origins.is_empty() { self.0.db.read(|tx| plan.existing(tx))? } else { None };
+        let row = match found {
+            Some(row) => row,
+            None => {
+                let write = self.0.db.write(move |tx| {
+                    for (blob, origins) in &origins {
+                        content::register(tx, blob, origins)?;
+                    }
+                    plan.write(tx)
+                });
+                write.await?
+            }
+        };
+        let uses = self.0.db.read(|tx| Uses::read(tx, &hold.id()))?;
+        hold.count_use(uses);
+        Ok(ImmutableRef::new(self.clone(), hold, &row, layers, handlers))
+    }
+}
+
+impl Inner {
+    /// Fails with the blobs that can neither be had from this node, nor from a durable origin, nor
+    /// from a handler.
+    fn check_providers<'b>(
+        &self,
+        blobs: impl IntoIterator<Item = &'b Descriptor>,
+        handlers: &DescHandlers,
+    ) -> Result<(), CacheError> {
+        let mut missing = Vec::new();
+        for blob in blobs {
+            let digest = blob.digest;
+            if !handlers.contains(&digest) && !missing.contains(&digest) && !self.can_be_had(&digest)? {
+                missing.push(digest);
+            }
+        }
+        if missing.is_empty() { Ok(()) } else { Err(CacheError::NeedsRemoteProvider { digests: missing }) }
+    }
+
+    /// True if the blob is here, or at an origin that anybody can be asked for it. A client's store
+    /// needs the handler of a vertex that knows the client.
+    fn can_be_had(&self, digest: &Digest) -> Result<bool, CacheError> {
+        let Some(stat) = self.content.stat(digest)? else { return Ok(false) };
+        let durable = |o: &Origin| !matches!(o, Origin::SessionStore { .. });
+        Ok(stat.residency == Residency::Resident || stat.origins.iter().any(|known| durable(&known.origin)))
+    }
+
+    /// What the handlers know of the origins of `blobs` and the store does not.
+    fn unknown_origins(
+        &self,
+        blobs: Vec<Descriptor>,
+        handlers: &DescHandlers,
+    ) -> Result<Vec<(Descriptor, Vec<Origin>)>, CacheError> {
+        let mut unknown = Vec::new();
+        for blob in blobs {
+            let known = self.content.stat(&blob.digest)?;
+            let offered = handlers.get(&blob.digest).iter().filter_map(|h| h.provider.origin());
+            let new: Vec<Origin> = match &known {
+                Some(stat) => offered.filter(|o| !stat.origins.iter().any(|k| k.origin == *o)).collect(),
+                None => offered.collect(),
+            };
+            if known.is_none() || !new.is_empty() {
+                unknown.push((blob, new));
+            }
+        }
+        Ok(unknown)
+    }
+}
+
+fn check_count(count: usize) -> Result<(), CacheError> {
+    if count > MAX_LAYERS { Err(CacheError::TooManyLayers { count }) } else { Ok(()) }
+}
+
+/// A record with what stands beside it and below it.
+struct Walked {
+    row: Row,
+    /// All layers of the state, bottom first.
+    layers: Vec<Layer>,
+    uses: Option<Uses>,
+}
+
+fn walk(tx: &ReadTx, id: &RecordId) -> Result<Option<Walked>, DbError> {
+    let Some(top) = Row::read(tx, id)? else { return Ok(None) };
+    let mut layers = Vec::new();
+    let mut stack = top.kind.parents().to_vec();
+    if let Kind::Layer { layer, .. } = &top.kind {
+        layers.push(Layer::clone(layer));
+    }
+    // Top first: the highest parent is the last one, which is the next to be popped.
+    while let Some(id) = stack.pop() {
+        let row = Row::read(tx, &id)?.ok_or_else(|| DbError::Row {
+            key: id.to_string(),
+            reason: "it is missing, and another record stands on it".to_owned(),
+        })?;
+        stack.extend_from_slice(row.kind.parents());
+        if let Kind::Layer { layer, .. } = row.kind {
+            layers.push(*layer);
+        }
+    }
+    layers.reverse();
+    Ok(Some(Walked { row: top, layers, uses: Uses::read(tx, id)? }))
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cache")
+    }
+}

@@ -1,0 +1,208 @@
+//! Listing and removing records: [`Cache::usage`], [`Cache::prune`], [`Cache::collect_garbage`].
+
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::time::Duration;
+
+use async_stream::try_stream;
+use futures::Stream;
+use futures::TryStreamExt;
+use jiff::Timestamp;
+use redb::ReadableTable;
+
+use super::Cache;
+use super::CacheError;
+use super::Inner;
+use super::prune::PruneOptions;
+use super::prune::choose;
+use super::record::Kind;
+use super::record::RECORDS;
+use super::record::RecordId;
+use super::record::Row;
+use super::record::USES;
+use super::record::Uses;
+use super::usage::Usage;
+use super::usage::UsageOptions;
+use crate::db;
+use crate::db::DbError;
+use crate::db::ReadTx;
+use crate::lease;
+use crate::lease::Owner;
+
+/// Records that one transaction removes at most, so that others can write in between.
+const BATCH: usize = 256;
+
+impl Cache {
+    /// The records that match, the oldest first.
+    pub async fn usage(&self, options: &UsageOptions) -> Result<Vec<Usage>, CacheError> {
+        let now = Timestamp::now();
+        let mut usages = self.scan().await?;
+        usages.retain(|usage| {
+            let recent = !options.age_limit.is_zero()
+                && usage
+                    .last_used_at
+                    .is_some_and(|last| now.duration_since(last).unsigned_abs() < options.age_limit);
+            !recent && usage.matches(&options.filter)
+        });
+        Ok(usages)
+    }
+
+    /// Removes records and gives each that is gone; the blobs that they leave follow at the end.
+    ///
+    /// Cancellation safe: dropping the stream stops after the records of the transaction under way.
+    pub fn prune(
+        &self,
+        options: PruneOptions,
+    ) -> impl Stream<Item = Result<Usage, CacheError>> + Send + use<> {
+        let cache = self.clone();
+        try_stream! {
+            // The semaphore is never closed.
+            let pruning = cache.0.pruning.acquire().await.ok();
+            let usages = cache.scan().await?;
+            let free = if options.min_free_space == 0 { 0 } else { cache.0.free_space() };
+            let chosen = choose(&usages, &options, free, Timestamp::now());
+            let mut by_id: HashMap<RecordId, Usage> = usages.into_iter().map(|u| (u.id, u)).collect();
+            let mut removed_any = false;
+            for batch in chosen.chunks(BATCH) {
+                for id in cache.remove(batch.to_vec()).await? {
+                    removed_any = true;
+                    if let Some(usage) = by_id.remove(&id) {
+                        yield usage;
+                    }
+                }
+            }
+            drop(pruning);
+            if removed_any {
+                cache.0.content.collect(Duration::ZERO).await?;
+            }
+        }
+    }
+
+    /// Prunes by each policy in turn. Returns how many bytes the removed records accounted for.
+    pub async fn collect_garbage(&self, policies: &[PruneOptions]) -> Result<u64, CacheError> {
+        let mut freed = 0;
+        for policy in policies {
+            let sizes = self.prune(policy.clone()).map_ok(|usage| usage.size);
+            freed += sizes.try_fold(0, async |sum, size| Ok(sum + size)).await?;
+        }
+        Ok(freed)
+    }
+
+    /// Removes those of `ids` that are still there, that nobody uses and that nothing stands on, in
+    /// order, in one transaction.
+    async fn remove(&self, ids: Vec<RecordId>) -> Result<Vec<RecordId>, CacheError> {
+        let doomed = self.0.live.doom(ids);
+        let inner = self.0.clone();
+        // A task of its own: the doom must outlast the transaction even if nobody waits for it.
+        let removal = self.0.tasks.spawn("cache removal", async move {
+            let ids = doomed.ids().to_vec();
+            let (live, listener) = (inner.live.clone(), inner.listener.get().cloned());
+            let removed = inner.db.write(move |tx| {
+                let mut removed = Vec::new();
+                for id in &ids {
+                    // Who makes the record again holds it before queueing its own write.
+                    let Some(row) = Row::read_within(tx, id)? else { continue };
+                    if live.is_held(id) || Row::has_children(tx, id)? {
+                        continue;
+                    }
+                    if let Some(listener) = &listener {
+                        listener.removed(tx, id)?;
+                    }
+                    lease::release_rows(tx, &Owner::Record(id.to_string()))?;
+                    row.remove(tx, id)?;
+                    removed.push(*id);
+                }
+                Ok(removed)
+            });
+            let removed = removed.await?;
+            doomed.forget(&removed);
+            Ok::<_, DbError>(removed)
+        });
+        Ok(removal.await??)
+    }
+
+    /// All records, the oldest first, on a thread where blocking is allowed.
+    async fn scan(&self) -> Result<Vec<Usage>, CacheError> {
+        let inner = self.0.clone();
+        let scan = self.0.tasks.spawn_blocking("cache scan", move || inner.db.read(|tx| inner.list(tx)));
+        Ok(scan.await??)
+    }
+}
+
+impl Inner {
+    fn list(&self, tx: &ReadTx) -> Result<Vec<Usage>, DbError> {
+        let (Some(records), uses) = (tx.table(RECORDS)?, tx.table(USES)?) else { return Ok(Vec::new()) };
+        let mut rows = Vec::new();
+        for entry in records.iter()? {
+            let (key, value) = entry?;
+            let reason =
+                |e: super::InvalidRecordId| DbError::Row { key: e.text.clone(), reason: e.to_string() };
+            let id: RecordId = key.value().parse().map_err(reason)?;
+            rows.push((id, db::decode::<Row>(key.value(), value.value())?));
+        }
+        rows.sort_by_key(|(id, row)| (row.created_at, *id));
+        let mut counted = HashSet::new();
+        let mut usages = Vec::with_capacity(rows.len());
+        for (id, row) in &rows {
+            let stored = match &uses {
+                Some(uses) => uses.get(id.to_string().as_str())?.map(|v| Uses::from_row(v.value())),
+                None => None,
+            };
+            let uses = self.live.uses(id, stored);
+            let blob = match &row.kind {
+                Kind::Layer { layer, .. } => Some(&layer.blob),
+                Kind::Merge { .. } => None,
+            };
+            let size = match blob {
+                Some(blob) if self.content.is_resident(blob) && counted.insert(blob.digest) => blob.size,
+                _ => 0,
+            };
+            let shared = match blob {
+                Some(blob) => lease::has_image_row(tx, &blob.digest)?,
+                None => false,
+            };
+            let held = self.live.is_held(id);
+            usages.push(Usage {
+                id: *id,
+                parents: row.kind.parents().to_vec(),
+                size,
+                created_at: row.created_at,
+                last_used_at: uses.map(|u| u.last),
+                usage_count: uses.map_or(0, |u| u.count),
+                description: row.description.clone(),
+                record_type: row.record_type,
+                in_use: held,
+                shared,
+                held,
+            });
+        }
+        mark_ancestors_in_use(&mut usages);
+        Ok(usages)
+    }
+
+    /// Bytes that the file system of the cache has free; none if it can't tell.
+    fn free_space(&self) -> u64 {
+        match rustix::fs::statvfs(&self.root) {
+            Ok(stat) => stat.f_bfree.saturating_mul(stat.f_frsize),
+            Err(error) => {
+                tracing::warn!(path = %self.root.display(), %error, "can't tell the free space");
+                u64::MAX
+            }
+        }
+    }
+}
+
+fn mark_ancestors_in_use(usages: &mut [Usage]) {
+    let by_id: HashMap<RecordId, usize> = usages.iter().enumerate().map(|(n, u)| (u.id, n)).collect();
+    let mut stack: Vec<usize> = (0..usages.len()).filter(|&n| usages[n].held).collect();
+    while let Some(n) = stack.pop() {
+        for parent in usages[n].parents.clone() {
+            if let Some(&parent) = by_id.get(&parent)
+                && !usages[parent].in_use
+            {
+                usages[parent].in_use = true;
+                stack.push(parent);
+            }
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Rows of cache records, and what names them.
+//!
+//! A record's ID is computed from what it is: the blobs of its layers in order, or the records that it
+//! merges. The same blobs are therefore the same record, on every node, and an ID that is made again
+//! after its record was collected names the same thing.
+
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use redb::MultimapTableDefinition;
+use redb::ReadableMultimapTable;
+use redb::ReadableTable;
+use redb::TableDefinition;
+use serde::Deserialize;
+use serde::Deserializer;
+use serde::Serialize;
+use serde::Serializer;
+
+use crate::db;
+use crate::db::DbError;
+use crate::db::ReadTx;
+use crate::db::WriteTx;
+use crate::oci::ChainId;
+use crate::oci::Descriptor;
+use crate::oci::DiffId;
+use crate::oci::Digest;
+use crate::oci::annotation;
+
+/// [`Row`]s as JSON by record ID.
+pub(super) const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cache_records");
+/// Milliseconds since 1970 of the last use, and the number of uses, by record ID.
+pub(super) const USES: TableDefinition<'_, &str, (i64, u64)> = TableDefinition::new("cache_uses");
+/// IDs of the records that stand on a record.
+pub(super) const CHILDREN: MultimapTableDefinition<'_, &str, &str> =
+    MultimapTableDefinition::new("cache_children");
+
+/// Names a cache record.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RecordId([u8; 16]);
+
+/// A text is not a record's ID.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{text:?} is not the ID of a cache record: 32 lower-case hex digits")]
+pub struct InvalidRecordId {
+    pub text: String,
+}
+
+impl RecordId {
+    fn of(identity: Digest) -> RecordId {
+        let mut id = [0; 16];
+        id.copy_from_slice(&identity.raw()[..16]);
+        RecordId(id)
+    }
+}
+
+impl fmt::Display for RecordId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for RecordId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for RecordId {
+    type Err = InvalidRecordId;
+
+    fn from_str(text: &str) -> Result<RecordId, InvalidRecordId> {
+        let mut id = [0; 16];
+        let lower = !text.bytes().any(|b| b.is_ascii_uppercase());
+        match hex::decode_to_slice(text, &mut id) {
+            Ok(()) if lower => Ok(RecordId(id)),
+            _ => Err(InvalidRecordId { text: text.chars().take(80).collect() }),
+        }
+    }
+}
+
+impl Serialize for RecordId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for RecordId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RecordId, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Identity of a stack of layers by their blobs, as [`ChainId`] is by their content: two blobs of one
+/// layer (gzip and zstd) give one chain and two blob chains.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BlobChainId(Digest);
+
+impl BlobChainId {
+    pub(super) fn then(below: Option<BlobChainId>, layer: &Layer) -> BlobChainId {
+        let own = Digest::sha256(format!("{} {}", layer.blob.digest, layer.diff_id));
+        BlobChainId(match below {
+            None => own,
+            Some(below) => Digest::sha256(format!("{} {own}", below.0)),
+        })
+    }
+
+    pub(super) fn merged(parents: &[BlobChainId]) -> BlobChainId {
+        let parents: Vec<String> = parents.iter().map(|p| p.0.to_string()).collect();
+        BlobChainId(Digest::sha256(format!("merge {}", parents.join(" "))))
+    }
+
+    pub(super) fn record(self) -> RecordId {
+        RecordId::of(self.0)
+    }
+}
+
+impl fmt::Display for BlobChainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// One layer of a filesystem state.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Layer {
+    /// Without the annotations that say where the blob is or what it unpacks to.
+    pub blob: Descriptor,
+    pub diff_id: DiffId,
+    /// When the layer was made, if that is known, as RFC 3339 text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    /// What made the layer, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
+}
+
+impl Layer {
+    /// The layer of a descriptor that carries its diff ID as annotation, as those of manifests do once
+    /// the config has been read.
+    pub fn from_descriptor(descriptor: &Descriptor) -> Result<Layer, MissingDiffId> {
+        let missing = || MissingDiffId { digest: descriptor.digest };
+        let text = descriptor.annotations.get(annotation::UNCOMPRESSED).ok_or_else(missing)?;
+        let diff_id = text.parse().map_err(|_| missing())?;
+        Ok(Layer::new(descriptor.clone(), diff_id))
+    }
+
+    pub fn new(mut blob: Descriptor, diff_id: DiffId) -> Layer {
+        let created = blob.annotations.remove(annotation::CREATED_AT);
+        blob.annotations.remove(annotation::UNCOMPRESSED);
+        blob.annotations.retain(|key, _| !key.starts_with(annotation::DISTRIBUTION_SOURCE));
+        Layer { blob, diff_id, created, created_by: None }
+    }
+}
+
+/// A layer's descriptor does not say what the layer unpacks to.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("layer {digest} has no valid {} annotation", annotation::UNCOMPRESSED)]
+pub struct MissingDiffId {
+    pub digest: Digest,
+}
+
+/// What disk usage lists a record as.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub enum RecordType {
+    #[default]
+    #[serde(rename = "regular")]
+    Regular,
+    #[serde(rename = "internal")]
+    Internal,
+    #[serde(rename = "frontend")]
+    Frontend,
+    #[serde(rename = "source.local")]
+    SourceLocal,
+    #[serde(rename = "source.git.checkout")]
+    SourceGitCheckout,
+    #[serde(rename = "exec.cachemount")]
+    ExecCacheMount,
+}
+
+impl RecordType {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            RecordType::Regular => "regular",
+            RecordType::Internal => "internal",
+            RecordType::Frontend => "frontend",
+            RecordType::SourceLocal => "source.local",
+            RecordType::SourceGitCheckout => "source.git.checkout",
+            RecordType::ExecCacheMount => "exec.cachemount",
+        }
+    }
+}
+
+/// What a record is made of.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) enum Kind {
+    Layer {
+        layer: Box<Layer>,
+        parent: Option<RecordId>,
+    },
+    /// From the lowest to the highest, two at least.
+    Merge {
+        parents: Vec<RecordId>,
+    },
+}
+
+impl Kind {
+    pub(super) fn parents(&self) -> &[RecordId] {
+        match self {
+            Kind::Layer { parent, .. } => parent.as_slice(),
+            Kind::Merge { parents } => parents,
+        }
+    }
+}
+
+/// A record as it stands in its table.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Row {
+    pub(super) kind: Kind,
+    pub(super) blob_chain: BlobChainId,
+    pub(super) chain: ChainId,
+    pub(super) created_at: Timestamp,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) description: String,
+    #[serde(default)]
+    pub(super) record_type: RecordType,
+    /// Blobs that are held together with the layer's, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) companions: Vec<Digest>,
+}
+
+impl Row {
+    pub(super) fn read(tx: &ReadTx, id: &RecordId) -> Result<Option<Row>, DbError> {
+        let key = id.to_string();
+        match tx.table(RECORDS)? {
+            Some(table) => table.get(key.as_str())?.map(|v| db::decode(&key, v.value())).transpose(),
+            None => Ok(None),
+        }
+    }
+
+    pub(super) fn read_within(tx: &WriteTx, id: &RecordId) -> Result<Option<Row>, DbError> {
+        let key = id.to_string();
+        tx.table(RECORDS)?.get(key.as_str())?.map(|v| db::decode(&key, v.value())).transpose()
+    }
+
+    /// Writes the row, and that it stands on its parents.
+    pub(super) fn insert(&self, tx: &WriteTx, id: &RecordId) -> Result<(), DbError> {
+        let key = id.to_string();
+        tx.table(RECORDS)?.insert(key.as_str(), db::encode(self)?.as_slice())?;
+        let mut children = tx.multimap(CHILDREN)?;
+        for parent in self.kind.parents() {
+            children.insert(parent.to_string().as_str(), key.as_str())?;
+        }
+        Ok(())
+    }
+
+    /// Removes the row and everything that is kept beside it.
+    pub(super) fn remove(&self, tx: &WriteTx, id: &RecordId) -> Result<(), DbError> {
+        let key = id.to_string();
+        tx.table(RECORDS)?.remove(key.as_str())?;
+        tx.table(USES)?.remove(key.as_str())?;
+        let mut children = tx.multimap(CHILDREN)?;
+        for parent in self.kind.parents() {
+            children.remove(parent.to_string().as_str(), key.as_str())?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn has_children(tx: &WriteTx, id: &RecordId) -> Result<bool, DbError> {
+        Ok(!tx.multimap(CHILDREN)?.get(id.to_string().as_str())?.is_empty())
+    }
+}
+
+/// When and how often a record was used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Uses {
+    pub(super) last: Timestamp,
+    pub(super) count: u64,
+}
+
+impl Uses {
+    pub(super) fn read(tx: &ReadTx, id: &RecordId) -> Result<Option<Uses>, DbError> {
+        let Some(table) = tx.table(USES)? else { return Ok(None) };
+        Ok(table.get(id.to_string().as_str())?.map(|v| Uses::from_row(v.value())))
+    }
+
+    pub(super) fn from_row((millis, count): (i64, u64)) -> Uses {
+        Uses { last: Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH), count }
+    }
+
+    pub(super) fn to_row(self) -> (i64, u64) {
+        (self.last.as_millisecond(), self.count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(text: &str) -> Layer {
+        Layer::new(Descriptor::of("t", text.as_bytes()), DiffId(Digest::sha256(text)))
+    }
+
+    #[test]
+    fn a_blob_chain_depends_on_every_blob_and_its_place() {
+        let (a, b) = (layer("a"), layer("b"));
+        let chain = |layers: &[&Layer]| {
+            layers.iter().fold(None, |below, layer| Some(BlobChainId::then(below, layer))).unwrap()
+        };
+        let all = [chain(&[&a]), chain(&[&b]), chain(&[&a, &b]), chain(&[&b, &a]), chain(&[&a, &a])];
+        for (n, one) in all.iter().enumerate() {
+            assert!(all[n + 1..].iter().all(|other| other != one && other.record() != one.record()));
+        }
+        let other_diff = Layer::new(a.blob.clone(), DiffId(Digest::sha256("c")));
+        assert_ne!(chain(&[&other_diff]), all[0]);
+    }
+
+    #[test]
+    fn a_layer_keeps_no_annotation_that_says_where_it_is() {
+        let mut descriptor = Descriptor::of("t", b"x");
+        for (key, value) in [
+            (annotation::UNCOMPRESSED, Digest::sha256("y").to_string()),
+            (annotation::CREATED_AT, "2020-01-01T00:00:00Z".to_owned()),
+            ("containerd.io/distribution.source.r", "a".to_owned()),
+            ("other", "kept".to_owned()),
+        ] {
+            descriptor.annotations.insert(key.to_owned(), value);
+        }
+        let layer = Layer::from_descriptor(&descriptor).unwrap();
+        assert_eq!(layer.diff_id, DiffId(Digest::sha256("y")));
+        assert_eq!(layer.created.as_deref(), Some("2020-01-01T00:00:00Z"));
+        assert_eq!(layer.blob.annotations.keys().collect::<Vec<_>>(), ["other"]);
+        assert!(Layer::from_descriptor(&layer.blob).is_err());
+    }
+
+    #[test]
+    fn an_id_reads_back_from_its_text() {
+        let id = BlobChainId::then(None, &layer("a")).record();
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for text in ["", "00", &id.to_string().to_uppercase(), &format!("{id}0")] {
+            assert!(text.parse::<RecordId>().is_err() || text.bytes().all(|b| b.is_ascii_digit()), "{text}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! [`ImmutableRef`]: a record in use.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::Cache;
+use super::live::Hold;
+use super::record::BlobChainId;
+use super::record::Layer;
+use super::record::RecordId;
+use super::record::RecordType;
+use super::record::Row;
+use super::remote::Remote;
+use crate::content::ContentError;
+use crate::content::DescHandlers;
+use crate::content::FetchError;
+use crate::ctx::Ctx;
+use crate::oci::ChainId;
+
+/// A filesystem state that is used: while one of these lives, its record and those below stay. Clones
+/// share the hold.
+///
+/// It may be lazy, and nobody can tell but by asking: everything but [`ImmutableRef::unlazy`] and the
+/// bytes behind [`ImmutableRef::remote`] is answered from metadata.
+#[derive(Clone)]
+pub struct ImmutableRef(Arc<Inner>);
+
+struct Inner {
+    cache: Cache,
+    hold: Hold,
+    blob_chain: BlobChainId,
+    chain: ChainId,
+    created_at: Timestamp,
+    description: String,
+    record_type: RecordType,
+    /// Bottom first.
+    layers: Vec<Layer>,
+    handlers: DescHandlers,
+}
+
+impl ImmutableRef {
+    pub(super) fn new(
+        cache: Cache,
+        hold: Hold,
+        row: &Row,
+        layers: Vec<Layer>,
+        handlers: DescHandlers,
+    ) -> ImmutableRef {
+        ImmutableRef(Arc::new(Inner {
+            cache,
+            hold,
+            blob_chain: row.blob_chain,
+            chain: row.chain,
+            created_at: row.created_at,
+            description: row.description.clone(),
+            record_type: row.record_type,
+            layers,
+            handlers,
+        }))
+    }
+
+    pub fn id(&self) -> RecordId {
+        self.0.hold.id()
+    }
+
+    pub fn cache(&self) -> &Cache {
+        &self.0.cache
+    }
+
+    /// Identity by content: the same for all compressions of the layers.
+    pub fn chain(&self) -> ChainId {
+        self.0.chain
+    }
+
+    /// Identity by blobs.
+    pub fn blob_chain(&self) -> BlobChainId {
+        self.0.blob_chain
+    }
+
+    /// All layers of the state, bottom first. A merge lists those of its parents.
+    pub fn layers(&self) -> &[Layer] {
+        &self.0.layers
+    }
+
+    /// Bytes of all blobs, resident or not, each counted once.
+    pub fn size(&self) -> u64 {
+        let mut seen = HashSet::new();
+        self.layers().iter().filter(|l| seen.insert(l.blob.digest)).map(|l| l.blob.size).sum()
+    }
+
+    pub fn created_at(&self) -> Timestamp {
+        self.0.created_at
+    }
+
+    pub fn description(&self) -> &str {
+        &self.0.description
+    }
+
+    pub fn record_type(&self) -> RecordType {
+        self.0.record_type
+    }
+
+    /// Who provides the blobs besides their durable origins.
+    pub fn handlers(&self) -> &DescHandlers {
+        &self.0.handlers
+    }
+
+    /// True if some blob is not here.
+    pub fn is_lazy(&self) -> bool {
+        let content = self.0.cache.content();
+        self.layers().iter().any(|layer| !content.is_resident(&layer.blob))
+    }
+
+    /// Makes the blobs of all layers resident, all at the same time, with the rights of `ctx`. They
+    /// stay as long as the record.
+    ///
+    /// Cancellation safe: what was fetched is kept.
+    pub async fn unlazy(&self, ctx: &Ctx) -> Result<(), FetchError> {
+        let remote = Remote::without_origins(self);
+        remote.unlazy(ctx).await
+    }
+
+    /// The layers as descriptors, and a provider of their bytes that fetches a blob when it is read.
+    pub fn remote(&self) -> Result<Remote, ContentError> {
+        Remote::of(self)
+    }
+}
+
+impl fmt::Debug for ImmutableRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ImmutableRef({}, {} layers)", self.id(), self.layers().len())
+    }
+}
