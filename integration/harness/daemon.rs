@@ -1,0 +1,310 @@
+//! `thunkd` as a child process on a root of its own.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::ExitStatus;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::Pid;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::disk::DiskWatch;
+use super::disk::disk_usage;
+use super::registry::TestRegistry;
+use super::wait::poll;
+
+const START_LIMIT: Duration = Duration::from_secs(15);
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// Until a failpoint kills it.
+const KILL_LIMIT: Duration = Duration::from_secs(60);
+
+/// How a daemon is started.
+#[derive(Clone, Debug, Default)]
+pub struct DaemonOptions {
+    /// The text of `buildkitd.toml`.
+    pub config: String,
+    /// Further flags.
+    pub flags: Vec<String>,
+    pub environment: Vec<(String, String)>,
+    /// The value of `THUNKD_FAILPOINT`, for the first start only.
+    pub failpoint: Option<String>,
+}
+
+/// A daemon, running or not, with its directory. It is killed when dropped, and its log is shown if
+/// the test fails.
+pub struct Daemon {
+    directory: TempDir,
+    options: DaemonOptions,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// A running daemon with an empty configuration.
+    pub fn start() -> Self {
+        Self::start_with(DaemonOptions::default())
+    }
+
+    pub fn start_with(options: DaemonOptions) -> Self {
+        let mut daemon = Self::prepare(options);
+        daemon.start_again();
+        daemon
+    }
+
+    /// A daemon with its directory, not yet started.
+    pub fn prepare(options: DaemonOptions) -> Self {
+        let directory = TempDir::with_prefix("thunk-").expect("a temporary directory");
+        for name in ["root", "home"] {
+            std::fs::create_dir(directory.path().join(name)).expect("a directory");
+        }
+        std::fs::write(directory.path().join("buildkitd.toml"), &options.config)
+            .expect("write the configuration");
+        Self { directory, options, child: None }
+    }
+
+    /// Starts it on the root as it is, and waits until it can be connected to.
+    pub fn start_again(&mut self) {
+        self.spawn();
+        let socket = self.socket();
+        let mut ended = None;
+        let connects = poll(START_LIMIT, || {
+            ended = self.child.as_mut().and_then(|child| child.try_wait().expect("ask for the child"));
+            ended.is_some() || UnixStream::connect(&socket).is_ok()
+        });
+        assert!(ended.is_none(), "thunkd ended at start: {ended:?}\n{}", self.log());
+        assert!(connects, "thunkd can't be connected to:\n{}", self.log());
+    }
+
+    /// Starts it without waiting: for starts that must fail, see [`Daemon::wait`].
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "thunkd runs already");
+        // A socket left by a kill would connect to nobody, but exist.
+        let _ = std::fs::remove_file(self.socket());
+        let log = File::options().create(true).append(true).open(self.log_path()).expect("open the log");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_thunkd"));
+        command
+            .arg("--root")
+            .arg(self.root())
+            .arg("--addr")
+            .arg(self.address())
+            .arg("--config")
+            .arg(self.directory.path().join("buildkitd.toml"))
+            .arg("--debugaddr")
+            .arg(format!("unix://{}", self.debug_socket().display()))
+            .arg("--debug")
+            .args(&self.options.flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        scrub(&mut command, &self.directory.path().join("home"));
+        command.envs(self.options.environment.iter().map(|(name, value)| (name, value)));
+        if let Some(failpoint) = self.options.failpoint.take() {
+            command.env("THUNKD_FAILPOINT", failpoint);
+        }
+        self.child = Some(command.spawn().expect("start thunkd"));
+    }
+
+    /// Arms failpoints for the next start.
+    pub fn arm(&mut self, failpoint: &str) {
+        self.options.failpoint = Some(failpoint.to_owned());
+    }
+
+    /// Replaces the configuration for the next start.
+    pub fn configure(&mut self, config: &str) {
+        std::fs::write(self.directory.path().join("buildkitd.toml"), config)
+            .expect("write the configuration");
+    }
+
+    /// `kill -9`, and nothing is left of the process.
+    pub fn kill9(&mut self) {
+        let mut child = self.child.take().expect("thunkd runs");
+        child.kill().expect("kill thunkd");
+        child.wait().expect("wait for thunkd");
+    }
+
+    /// Waits until a failpoint has killed it.
+    pub fn wait_killed(&mut self) {
+        let status = self.wait(KILL_LIMIT);
+        assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "thunkd was not killed:\n{}", self.log());
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let mut child = self.child.take().expect("thunkd runs");
+        let mut status = None;
+        poll(limit, || {
+            status = child.try_wait().expect("ask for the child");
+            status.is_some()
+        });
+        let Some(status) = status else {
+            self.child = Some(child);
+            panic!("thunkd still runs after {limit:?}:\n{}", self.log());
+        };
+        status
+    }
+
+    /// SIGTERM. Panics unless it exits with success within five seconds.
+    pub fn terminate(&mut self) {
+        self.signal(Signal::TERM);
+        let status = self.wait(STOP_LIMIT);
+        assert!(status.success(), "thunkd ended with {status}:\n{}", self.log());
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(self.pid(), signal).expect("signal thunkd");
+    }
+
+    /// `terminate` and `start_again`.
+    pub fn restart(&mut self) {
+        self.terminate();
+        self.start_again();
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().expect("ask for the child").is_none())
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.directory.path().join("root")
+    }
+
+    /// A directory that clients may use; it goes with the daemon's.
+    pub fn scratch(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("thunkd.sock")
+    }
+
+    /// `unix://…`, as clients take it.
+    pub fn address(&self) -> OsString {
+        let mut address = OsString::from("unix://");
+        address.push(self.socket());
+        address
+    }
+
+    /// All that it wrote to stderr, earlier starts included.
+    pub fn log(&self) -> String {
+        std::fs::read(self.log_path())
+            .map(|log| String::from_utf8_lossy(&log).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Bytes of memory that were resident at most since the start (or `forget_peak_memory`).
+    pub fn peak_memory(&self) -> u64 {
+        self.status_line("VmHWM")
+    }
+
+    pub fn memory(&self) -> u64 {
+        self.status_line("VmRSS")
+    }
+
+    /// Begins to measure the peak from here.
+    pub fn forget_peak_memory(&self) {
+        let file = format!("/proc/{}/clear_refs", self.pid().as_raw_nonzero());
+        std::fs::write(file, "5").expect("reset the peak");
+    }
+
+    /// Bytes on disk below the root.
+    pub fn disk_usage(&self) -> u64 {
+        disk_usage(&self.root())
+    }
+
+    /// Watches the disk usage of the root from here on.
+    pub fn watch_disk(&self) -> DiskWatch {
+        DiskWatch::start(self.root())
+    }
+
+    /// All counters of the debug page: fsyncs, transactions, fetches and so on by name.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        let request = b"GET /debug/counters HTTP/1.1\r\nHost: thunkd\r\nConnection: close\r\n\r\n";
+        // It listens a moment after the daemon does.
+        let mut stream = None;
+        poll(START_LIMIT, || {
+            stream = UnixStream::connect(self.debug_socket()).ok();
+            stream.is_some()
+        });
+        let mut stream = stream.expect("connect to the debug page");
+        let mut reply = String::new();
+        stream
+            .write_all(request)
+            .and_then(|()| stream.read_to_string(&mut reply))
+            .expect("read the debug page");
+        let (head, body) = reply.split_once("\r\n\r\n").expect("a reply");
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        serde_json::from_str(body).expect("counters are JSON")
+    }
+
+    /// One counter of the debug page; panics with those that are there if it isn't.
+    pub fn counter(&self, name: &str) -> u64 {
+        let counters = self.counters();
+        *counters.get(name).unwrap_or_else(|| panic!("no counter {name} in {counters:?}"))
+    }
+
+    fn status_line(&self, name: &str) -> u64 {
+        let file = format!("/proc/{}/status", self.pid().as_raw_nonzero());
+        let status = std::fs::read_to_string(file).expect("thunkd runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        number.expect("kilobytes") * 1024
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().expect("thunkd runs"))
+    }
+
+    fn debug_socket(&self) -> PathBuf {
+        self.directory.path().join("debug.sock")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("thunkd.log")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // Both fail only if it has ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("thunkd said:\n{}", self.log());
+        }
+    }
+}
+
+/// Takes out of the environment what would let the machine's set-up into a test.
+pub(super) fn scrub(command: &mut Command, home: &Path) {
+    let proxies = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"];
+    for name in proxies.into_iter().flat_map(|name| [name.to_owned(), name.to_uppercase()]) {
+        command.env_remove(name);
+    }
+    for name in ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "THUNKD_FAILPOINT", "RUST_LOG", "BUILDKIT_HOST"]
+    {
+        command.env_remove(name);
+    }
+    command.env("HOME", home).env("DOCKER_CONFIG", home.join(".docker"));
+    for name in ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"] {
+        command.env_remove(name);
+    }
+}
+
+/// The part of `buildkitd.toml` that lets the daemon trust a registry over TLS.
+pub fn trust(registry: &TestRegistry, directory: &Path) -> String {
+    let file = directory.join(format!("ca-{}.pem", registry.host().replace(':', "-")));
+    std::fs::write(&file, registry.ca_pem().expect("a registry over TLS")).expect("write the authority");
+    format!("[registry.\"{}\"]\n  ca = [\"{}\"]\n", registry.host(), file.display())
+}

@@ -1,0 +1,127 @@
+//! Builds LLB definitions as BuildKit's Go client does: operations by digest of their bytes,
+//! dependencies first, a last one without a kind that names the result.
+
+use std::collections::BTreeMap;
+
+use prost::Message as _;
+use thunk::proto::pb;
+
+use super::digest::sha256;
+use super::image::Platform;
+
+/// An output of an operation with all that it depends on. Cheap enough to clone.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// Operations by digest, dependencies first; the last one is this state's.
+    operations: Vec<(String, Vec<u8>, pb::OpMetadata)>,
+    output: i64,
+}
+
+/// An image from a registry: `docker-image://<reference>`.
+pub fn image(reference: impl AsRef<str>) -> State {
+    image_with(reference, &[])
+}
+
+/// The same with attributes, such as `("image.resolvemode", "pull")`.
+pub fn image_with(reference: impl AsRef<str>, attributes: &[(&str, &str)]) -> State {
+    source(&format!("docker-image://{}", reference.as_ref()), attributes)
+}
+
+/// An image in a client's OCI layout: `oci-layout://<name>@<digest>`, from the store of that name.
+pub fn oci_layout(name: &str, digest: &str, store: &str, attributes: &[(&str, &str)]) -> State {
+    let attributes = [&[("oci.store", store)], attributes].concat();
+    source(&format!("oci-layout://{name}@{digest}"), &attributes)
+}
+
+/// Any source.
+pub fn source(identifier: &str, attributes: &[(&str, &str)]) -> State {
+    let attrs = attributes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let source = pb::SourceOp { identifier: identifier.to_owned(), attrs };
+    State::from_op(pb::Op { op: Some(pb::op::Op::Source(source)), ..pb::Op::default() }, &[])
+}
+
+/// The inputs over each other, the lowest first.
+pub fn merge(inputs: impl IntoIterator<Item = State>) -> State {
+    let inputs: Vec<_> = inputs.into_iter().collect();
+    let edges = (0..inputs.len() as i64).map(|input| pb::MergeInput { input }).collect();
+    let merge = pb::op::Op::Merge(pb::MergeOp { inputs: edges });
+    State::from_op(pb::Op { op: Some(merge), ..pb::Op::default() }, &inputs)
+}
+
+impl State {
+    /// Any operation over `inputs`, whose edges are filled in; the platform is the host's if none is set.
+    pub fn from_op(mut op: pb::Op, inputs: &[State]) -> Self {
+        op.inputs = inputs.iter().map(State::edge).collect();
+        if op.platform.is_none() {
+            op.platform = Some(platform(&super::image::host_platform()));
+        }
+        op.constraints.get_or_insert_default();
+        let mut operations: Vec<(String, Vec<u8>, pb::OpMetadata)> = Vec::new();
+        for operation in inputs.iter().flat_map(|input| &input.operations) {
+            if !operations.iter().any(|(digest, ..)| *digest == operation.0) {
+                operations.push(operation.clone());
+            }
+        }
+        let bytes = op.encode_to_vec();
+        operations.push((sha256(&bytes), bytes, pb::OpMetadata::default()));
+        Self { operations, output: 0 }
+    }
+
+    /// The same for another platform, `os/architecture[/variant]`.
+    pub fn platform(self, text: &str) -> Self {
+        self.rebuild(|op| op.platform = Some(platform(text)))
+    }
+
+    /// The digest of the operation, which is the vertex's.
+    pub fn digest(&self) -> &str {
+        &self.last().0
+    }
+
+    /// Changes the operation's metadata: description, `ignore_cache` and so on. No digest changes.
+    pub fn metadata(mut self, change: impl FnOnce(&mut pb::OpMetadata)) -> Self {
+        change(&mut self.operations.last_mut().expect("a state has an operation").2);
+        self
+    }
+
+    /// Does not use the cache for this operation.
+    pub fn ignore_cache(self) -> Self {
+        self.metadata(|metadata| metadata.ignore_cache = true)
+    }
+
+    pub fn definition(&self) -> pb::Definition {
+        let last = pb::Op { inputs: vec![self.edge()], ..pb::Op::default() };
+        let last = last.encode_to_vec();
+        let mut metadata: BTreeMap<_, _> =
+            self.operations.iter().map(|(digest, _, metadata)| (digest.clone(), metadata.clone())).collect();
+        metadata.insert(sha256(&last), pb::OpMetadata::default());
+        let operations = self.operations.iter().map(|(_, bytes, _)| bytes.clone().into());
+        pb::Definition { def: operations.chain([last.into()]).collect(), metadata, source: None }
+    }
+
+    /// The definition's bytes, as `buildctl build` reads them from stdin.
+    pub fn marshal(&self) -> Vec<u8> {
+        self.definition().encode_to_vec()
+    }
+
+    fn edge(&self) -> pb::Input {
+        pb::Input { digest: self.digest().to_owned(), index: self.output }
+    }
+
+    fn last(&self) -> &(String, Vec<u8>, pb::OpMetadata) {
+        self.operations.last().expect("a state has an operation")
+    }
+
+    fn rebuild(mut self, change: impl FnOnce(&mut pb::Op)) -> Self {
+        let (_, bytes, metadata) = self.operations.pop().expect("a state has an operation");
+        let mut op = pb::Op::decode(&bytes[..]).expect("our own bytes");
+        change(&mut op);
+        let bytes = op.encode_to_vec();
+        self.operations.push((sha256(&bytes), bytes, metadata));
+        self
+    }
+}
+
+fn platform(text: &str) -> pb::Platform {
+    let Platform { os, architecture, variant } = Platform::parse(text);
+    pb::Platform { os, architecture, variant: variant.unwrap_or_default(), ..pb::Platform::default() }
+}
