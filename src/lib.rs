@@ -53,6 +53,7 @@ pub mod cache;
 // Row 8.
 pub mod ops;
 // Row 9.
+pub mod solver;
 // Row 10.
 // Row 11.
 pub mod daemon;

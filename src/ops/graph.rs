@@ -45,13 +45,13 @@ pub struct Edge {
     pub output: u32,
 }
 
-/// A step of a build. `T` is what it does: [`Op`], but for the solver's model.
+/// A step of a build.
 #[derive(Clone, Debug)]
-pub struct Vertex<T = Op> {
+pub struct Vertex {
     pub digest: VertexDigest,
     /// For people.
     pub name: String,
-    pub op: T,
+    pub op: Op,
     /// In normal form.
     pub platform: Platform,
     /// In the order in which the op counts them.
@@ -94,23 +94,23 @@ pub struct Location {
 
 /// A build definition: vertices, how they depend on each other, and which output is wanted.
 #[derive(Clone, Debug)]
-pub struct Graph<T = Op> {
-    graph: DiGraph<Arc<Vertex<T>>, u32>,
+pub struct Graph {
+    graph: DiGraph<Arc<Vertex>, u32>,
     nodes: HashMap<VertexDigest, NodeIndex>,
     result: Edge,
     /// Shared with whoever reports an error of a vertex.
     pub sources: Arc<SourceMap>,
-    /// What the graph was decoded from; empty for a model's graph.
+    /// What the graph was decoded from; empty if it was not.
     pub definition: Arc<Definition>,
 }
 
-impl<T> Graph<T> {
+impl Graph {
     /// Builds a graph of `vertices`, each after its inputs, with `result` as what is wanted.
     ///
     /// # Panics
     ///
     /// If an edge names a vertex that does not come before: the caller has checked that.
-    pub fn new(vertices: Vec<Vertex<T>>, result: Edge) -> Graph<T> {
+    pub fn new(vertices: Vec<Vertex>, result: Edge) -> Graph {
         let mut graph = DiGraph::with_capacity(vertices.len(), vertices.len());
         let mut nodes = HashMap::with_capacity(vertices.len());
         for vertex in vertices {
@@ -130,12 +130,12 @@ impl<T> Graph<T> {
         self.result
     }
 
-    pub fn vertex(&self, digest: &VertexDigest) -> Option<&Arc<Vertex<T>>> {
+    pub fn vertex(&self, digest: &VertexDigest) -> Option<&Arc<Vertex>> {
         self.nodes.get(digest).map(|node| &self.graph[*node])
     }
 
     /// All vertices, each after all of its inputs.
-    pub fn inputs_first(&self) -> impl Iterator<Item = &Arc<Vertex<T>>> {
+    pub fn inputs_first(&self) -> impl Iterator<Item = &Arc<Vertex>> {
         self.graph.node_indices().map(|node| &self.graph[node])
     }
 
@@ -149,7 +149,7 @@ impl<T> Graph<T> {
     }
 
     /// The graph with one arrow per input, for algorithms.
-    pub fn petgraph(&self) -> &DiGraph<Arc<Vertex<T>>, u32> {
+    pub fn petgraph(&self) -> &DiGraph<Arc<Vertex>, u32> {
         &self.graph
     }
 }

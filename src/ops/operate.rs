@@ -21,8 +21,6 @@ use crate::oci::Digest;
 /// succeeds, if it was done). A cancelled call leaves nothing that a repeated call could not use. The
 /// sessions of the context may change while a call runs: jobs come and go.
 pub trait Operate: Send + Sync + 'static {
-    /// What a vertex does.
-    type Op: Send + Sync + 'static;
     /// A result. A clone holds it as well. The empty file system is `None` everywhere.
     type Output: Clone + Send + Sync + 'static;
 
@@ -31,7 +29,7 @@ pub trait Operate: Send + Sync + 'static {
     fn cache_map(
         &self,
         ctx: &Ctx,
-        vertex: &Vertex<Self::Op>,
+        vertex: &Vertex,
         index: usize,
     ) -> impl Future<Output = Result<CacheMap<Self::Output>, OpError>> + Send;
 
@@ -39,7 +37,7 @@ pub trait Operate: Send + Sync + 'static {
     fn run(
         &self,
         ctx: &Ctx,
-        vertex: &Vertex<Self::Op>,
+        vertex: &Vertex,
         inputs: &[Option<Self::Output>],
     ) -> impl Future<Output = Result<Vec<Option<Self::Output>>, OpError>> + Send;
 

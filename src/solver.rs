@@ -1,0 +1,161 @@
+//! Runs build graphs once for many jobs; finds, keeps and falls back from cache hits.
+//!
+//! A [`Job`] is a build. It solves definitions into [`LazyResult`]s, which are computed when somebody
+//! evaluates them. Vertices are shared by all jobs that have them; a vertex runs at most once per cache
+//! key, and its work ends when nobody wants it any more.
+//!
+//! # For one output, in this order
+//!
+//! 1. *fast*: ask the op for its cache map; get the keys of the input edges, not their results; look
+//!    up.
+//! 2. *slow*: for inputs whose content counts, get the result and hash it; look up again.
+//! 3. *load or run*: load the best record (the nearest bytes, then the newest). If none loads, get all
+//!    inputs and run the op.
+//!
+//! A lookup goes by links: key K of input i, through an op and a selector, leads to key P. The keys
+//! that are reached from every input are keys of the vertex, so that alternatives add up and do not
+//! multiply.
+//!
+//! # The loop
+//!
+//! One task owns the state of all vertices. It takes an [`Event`](event::Event), changes the state
+//! without waiting for anything, and starts the [`Effect`](event::Effect)s that follow: owned tasks,
+//! each of which ends with an event. Invariant: no I/O and no `.await` within the change, so that
+//! nothing slow in one build delays another.
+//!
+//! Invariant: the solver knows nothing of registries, blobs or images; it knows ops by
+//! [`Operate`](crate::ops::Operate).
+
+mod bridge;
+mod error;
+mod event;
+mod frontend;
+mod index;
+mod job;
+mod jobs;
+mod key;
+mod scheduler;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+pub use bridge::Bridge;
+pub use bridge::Outcome;
+pub use bridge::Ref;
+pub use bridge::RefId;
+pub use bridge::Refs;
+pub use bridge::SolveReply;
+pub use bridge::SolveRequest;
+pub use error::Cause;
+pub use error::Rejected;
+pub use error::SolveError;
+pub use error::SourceLocation;
+pub use error::VertexError;
+pub use frontend::Frontend;
+pub use frontend::FrontendRequest;
+pub use frontend::Frontends;
+pub use index::KeyIndex;
+pub use index::forget_rows;
+pub use job::Job;
+pub use job::JobId;
+pub use job::JobSpec;
+pub use job::LazyResult;
+pub use job::RunningJob;
+pub use jobs::JobExists;
+pub use jobs::Jobs;
+pub use jobs::NoSuchJob;
+pub use jobs::Wait;
+
+use crate::ops::Edge;
+use crate::ops::Graph;
+use crate::ops::Operate;
+use crate::session::Sessions;
+use crate::task::Tasks;
+use event::Event;
+use event::Interest;
+use event::JobNumber;
+use event::WaiterNumber;
+
+/// The solver of the daemon. Clones are handles of the same one.
+pub struct Solver<O: Operate>(Arc<Inner<O>>);
+
+struct Inner<O: Operate> {
+    events: mpsc::UnboundedSender<Event<O::Output>>,
+    tasks: Tasks,
+    next: AtomicU64,
+}
+
+impl<O: Operate> Clone for Solver<O> {
+    fn clone(&self) -> Self {
+        Solver(Arc::clone(&self.0))
+    }
+}
+
+impl<O: Operate> fmt::Debug for Solver<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Solver({} tasks)", self.0.tasks.running())
+    }
+}
+
+impl<O: Operate> Solver<O> {
+    /// Starts the loop, which `tasks` owns as it owns every effect.
+    pub fn new(operate: Arc<O>, index: KeyIndex, sessions: Sessions, tasks: Tasks) -> Solver<O> {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let _ = (operate, index, sessions, receiver);
+        Solver(Arc::new(Inner { events, tasks, next: AtomicU64::new(1) }))
+    }
+
+    fn number(&self) -> JobNumber {
+        JobNumber(self.0.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn child_token(&self) -> CancellationToken {
+        self.0.tasks.token().child_token()
+    }
+
+    fn load(&self, interest: Interest, graph: Graph) {
+        self.send(Event::Load { interest, graph });
+    }
+
+    fn leave(&self, job: JobNumber) {
+        self.send(Event::Leave { job });
+    }
+
+    fn lost(&self, job: JobNumber, edge: Edge) {
+        self.send(Event::Lost { job, edge });
+    }
+
+    /// Waits for an output. `Err(None)`: the job or the solver has ended.
+    ///
+    /// Cancellation safe: dropping it withdraws the want.
+    async fn want(&self, job: JobNumber, edge: Edge) -> Result<Option<O::Output>, Option<Arc<VertexError>>> {
+        let waiter = WaiterNumber(self.0.next.fetch_add(1, Ordering::Relaxed));
+        let (reply, answer) = oneshot::channel();
+        self.send(Event::Want { job, waiter, edge, reply });
+        let _withdraw = Withdraw { solver: self, waiter };
+        answer.await.unwrap_or(Err(None))
+    }
+
+    fn send(&self, event: Event<O::Output>) {
+        // Fails only when the loop has ended, and then nobody is left to be told.
+        let _ = self.0.events.send(event);
+    }
+}
+
+/// Withdraws a want. One that was answered is no longer known, and then this changes nothing.
+struct Withdraw<'a, O: Operate> {
+    solver: &'a Solver<O>,
+    waiter: WaiterNumber,
+}
+
+impl<O: Operate> Drop for Withdraw<'_, O> {
+    fn drop(&mut self) {
+        self.solver.send(Event::Unwant { waiter: self.waiter });
+    }
+}

@@ -1,0 +1,109 @@
+//! [`SolveError`]: why a solve failed, with what a client can show of it.
+
+use std::sync::Arc;
+
+use crate::db::DbError;
+use crate::ops::OpError;
+use crate::ops::VertexDigest;
+use crate::ops::llb::LlbError;
+use crate::progress::SourceFile;
+use crate::progress::SourceRange;
+use crate::task::TaskFailed;
+
+/// A solve, or a call on the bridge of its job, failed. Cheap to clone.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SolveError {
+    #[error("cancelled")]
+    Cancelled,
+    #[error("{source}")]
+    Definition { source: LlbError, locations: Vec<SourceLocation> },
+    #[error("{source}")]
+    Vertex { source: Arc<VertexError>, locations: Vec<SourceLocation> },
+    #[error("a solve has either a definition or a frontend, not both")]
+    DefinitionAndFrontend,
+    #[error("frontend {name:?} is not supported")]
+    NoSuchFrontend { name: String },
+    #[error("no such ref {id:?} in this job")]
+    NoSuchRef { id: String },
+    #[error("the result of this job was returned before")]
+    Returned,
+    /// A frontend failed with an error of its own.
+    #[error("{0}")]
+    Frontend(Rejected),
+}
+
+impl SolveError {
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            SolveError::Cancelled => true,
+            SolveError::Vertex { source, .. } => source.is_cancelled(),
+            _ => false,
+        }
+    }
+
+    /// The vertex at fault, where it is one.
+    pub fn vertex(&self) -> Option<VertexDigest> {
+        match self {
+            SolveError::Vertex { source, .. } => Some(source.vertex),
+            SolveError::Definition { source, .. } => source.vertex(),
+            _ => None,
+        }
+    }
+
+    /// Where the vertex at fault comes from.
+    pub fn locations(&self) -> &[SourceLocation] {
+        match self {
+            SolveError::Vertex { locations, .. } | SolveError::Definition { locations, .. } => locations,
+            _ => &[],
+        }
+    }
+}
+
+/// Part of a file that a vertex comes from.
+#[derive(Clone, PartialEq, Debug)]
+pub struct SourceLocation {
+    pub file: Arc<SourceFile>,
+    pub ranges: Vec<SourceRange>,
+}
+
+/// What a frontend failed with, in the words of gRPC: it passes through as it is.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Rejected {
+    /// A code of gRPC.
+    pub code: i32,
+    pub message: String,
+    /// Type URL and value of each detail.
+    pub details: Vec<(String, bytes::Bytes)>,
+}
+
+/// A vertex could not be solved. Every job that waits for it gets this one.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("failed to solve {name}: {cause}")]
+pub struct VertexError {
+    pub vertex: VertexDigest,
+    pub name: String,
+    #[source]
+    pub cause: Cause,
+}
+
+impl VertexError {
+    pub fn is_cancelled(&self) -> bool {
+        matches!(&self.cause, Cause::Op(error) if error.is_cancelled())
+    }
+}
+
+/// What went wrong in a vertex.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Cause {
+    #[error(transparent)]
+    Op(#[from] OpError),
+    #[error("the key index failed: {0}")]
+    Index(#[from] DbError),
+    #[error(transparent)]
+    Panicked(#[from] TaskFailed),
+    #[error("the operation has no output {output}, it has {outputs}")]
+    Output { output: u32, outputs: usize },
+    #[error("the cache map is for {found} inputs, the operation has {inputs}")]
+    CacheMap { found: usize, inputs: usize },
+}

@@ -1,0 +1,305 @@
+//! [`Job`]: one build, and the results that it asks for.
+//!
+//! # Cancellation
+//!
+//! A job ends when its [`RunningJob`] is dropped: its token is cancelled, its interest in every vertex
+//! goes, and its journal is closed after whatever is open in it was completed as cancelled. Work that
+//! other jobs need as well goes on for them.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures::FutureExt;
+use tokio_util::sync::CancellationToken;
+
+use super::Solver;
+use super::bridge::Bridge;
+use super::bridge::BridgeState;
+use super::bridge::locations;
+use super::error::SolveError;
+use super::event::Interest;
+use super::event::JobNumber;
+use super::frontend::Frontend;
+use super::frontend::Frontends;
+use crate::ctx::Ctx;
+use crate::oci::Digest;
+use crate::ops::Edge;
+use crate::ops::Graph;
+use crate::ops::Operate;
+use crate::ops::SourceMap;
+use crate::ops::llb::Definition;
+use crate::ops::llb::Limits;
+use crate::progress::Journal;
+use crate::progress::Sink;
+use crate::progress::Update;
+use crate::progress::Vertex;
+use crate::session::SessionGroup;
+
+/// The ref of a build, chosen by its client.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(pub String);
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// What a job is made from.
+#[derive(Clone, Debug)]
+pub struct JobSpec {
+    pub id: JobId,
+    pub sessions: SessionGroup,
+    /// Definitions for the frontend, by name.
+    pub inputs: BTreeMap<String, Arc<Definition>>,
+}
+
+/// One build. Clones are the same job.
+pub struct Job<O: Operate>(Arc<JobInner<O>>);
+
+struct JobInner<O: Operate> {
+    number: JobNumber,
+    spec: JobSpec,
+    journal: Journal,
+    cancel: CancellationToken,
+    limits: Limits,
+    frontends: Arc<Frontends<O>>,
+    solver: Solver<O>,
+    bridge: BridgeState<O>,
+}
+
+impl<O: Operate> Clone for Job<O> {
+    fn clone(&self) -> Self {
+        Job(Arc::clone(&self.0))
+    }
+}
+
+impl<O: Operate> fmt::Debug for Job<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Job({})", self.0.spec.id)
+    }
+}
+
+impl<O: Operate> Job<O> {
+    pub(super) fn new(
+        spec: JobSpec,
+        solver: Solver<O>,
+        frontends: Arc<Frontends<O>>,
+        limits: Limits,
+    ) -> Job<O> {
+        Job(Arc::new(JobInner {
+            number: solver.number(),
+            spec,
+            journal: Journal::new(),
+            cancel: solver.child_token(),
+            limits,
+            frontends,
+            solver,
+            bridge: BridgeState::default(),
+        }))
+    }
+
+    pub fn id(&self) -> &JobId {
+        &self.0.spec.id
+    }
+
+    /// The sessions of the job's client.
+    pub fn sessions(&self) -> &SessionGroup {
+        &self.0.spec.sessions
+    }
+
+    /// Everything that happens in the job.
+    pub fn journal(&self) -> &Journal {
+        &self.0.journal
+    }
+
+    /// Cancelled when the job ends.
+    pub fn cancel(&self) -> &CancellationToken {
+        &self.0.cancel
+    }
+
+    /// For work of the job that is no vertex: exports, pushes.
+    pub fn ctx(&self) -> Ctx {
+        Ctx::new(self.sessions().clone(), self.cancel().clone())
+    }
+
+    /// Definitions for the frontend, by name.
+    pub fn inputs(&self) -> &BTreeMap<String, Arc<Definition>> {
+        &self.0.spec.inputs
+    }
+
+    /// What the frontend of this job talks to.
+    pub fn bridge(&self) -> Bridge<'_, O> {
+        Bridge { job: self, state: &self.0.bridge }
+    }
+
+    pub(super) fn frontend(&self, name: &str) -> Result<Arc<dyn Frontend<O>>, SolveError> {
+        match self.0.frontends.get(name) {
+            Some(frontend) => Ok(Arc::clone(frontend)),
+            None => Err(SolveError::NoSuchFrontend { name: name.chars().take(160).collect() }),
+        }
+    }
+
+    /// Decodes a definition and shows its vertices, but runs nothing. `None` is the empty file system.
+    pub fn solve(&self, definition: &Arc<Definition>) -> Result<Option<LazyResult<O>>, SolveError> {
+        let graph = definition.decode(&self.0.limits).map_err(|source| {
+            let sources = definition.sources();
+            let locations = source.vertex().map(|v| locations(&sources, &v)).unwrap_or_default();
+            SolveError::Definition { source, locations }
+        })?;
+        Ok(graph.map(|graph| self.solve_graph(graph)))
+    }
+
+    /// Shows the vertices of a graph, but runs nothing.
+    pub(super) fn solve_graph(&self, graph: Graph) -> LazyResult<O> {
+        let lazy = Lazy {
+            edge: graph.result(),
+            sources: Arc::clone(&graph.sources),
+            definition: Arc::clone(&graph.definition),
+            job: self.0.number,
+            cancel: self.0.cancel.clone(),
+            solver: self.0.solver.clone(),
+        };
+        let interest =
+            Interest { job: self.0.number, sessions: self.sessions().ids(), journal: self.0.journal.clone() };
+        self.0.solver.load(interest, graph);
+        LazyResult(Arc::new(lazy))
+    }
+
+    pub(super) fn same(&self, other: &Job<O>) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// See [`RunningJob`].
+    fn end(&self) {
+        self.0.cancel.cancel();
+        self.0.solver.leave(self.0.number);
+        complete_open(&self.0.journal);
+        self.0.journal.close();
+    }
+}
+
+/// Completes every vertex of `journal` that is open, as cancelled.
+fn complete_open(journal: &Journal) {
+    let mut open: HashMap<Digest, Vertex> = HashMap::new();
+    let mut order = Vec::new();
+    let past = journal.reader().next().now_or_never().flatten();
+    for update in past.unwrap_or_default() {
+        if let Update::Vertex(vertex) = update {
+            if vertex.started.is_some() && vertex.completed.is_none() {
+                order.push(vertex.digest);
+                open.insert(vertex.digest, vertex);
+            } else {
+                open.remove(&vertex.digest);
+            }
+        }
+    }
+    for digest in order {
+        if let Some(vertex) = open.remove(&digest) {
+            journal.send(Update::Vertex(Vertex {
+                completed: Some(SystemTime::now()),
+                error: Some("context canceled".to_owned()),
+                ..vertex
+            }));
+        }
+    }
+}
+
+/// The owner's end of a job: dropping it ends the job.
+#[must_use = "the job ends when this is dropped"]
+pub struct RunningJob<O: Operate> {
+    job: Job<O>,
+    ended: Option<Box<dyn FnOnce() + Send + Sync>>,
+}
+
+impl<O: Operate> RunningJob<O> {
+    pub(super) fn new(job: Job<O>, ended: impl FnOnce() + Send + Sync + 'static) -> RunningJob<O> {
+        RunningJob { job, ended: Some(Box::new(ended)) }
+    }
+}
+
+impl<O: Operate> fmt::Debug for RunningJob<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.job, f)
+    }
+}
+
+impl<O: Operate> Deref for RunningJob<O> {
+    type Target = Job<O>;
+
+    fn deref(&self) -> &Job<O> {
+        &self.job
+    }
+}
+
+impl<O: Operate> Drop for RunningJob<O> {
+    fn drop(&mut self) {
+        self.job.end();
+        if let Some(ended) = self.ended.take() {
+            ended();
+        }
+    }
+}
+
+/// One output of a vertex, not computed until somebody asks. Clones are the same result.
+pub struct LazyResult<O: Operate>(Arc<Lazy<O>>);
+
+struct Lazy<O: Operate> {
+    edge: Edge,
+    sources: Arc<SourceMap>,
+    definition: Arc<Definition>,
+    job: JobNumber,
+    cancel: CancellationToken,
+    solver: Solver<O>,
+}
+
+impl<O: Operate> Clone for LazyResult<O> {
+    fn clone(&self) -> Self {
+        LazyResult(Arc::clone(&self.0))
+    }
+}
+
+impl<O: Operate> fmt::Debug for LazyResult<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LazyResult({}, output {})", self.0.edge.vertex, self.0.edge.output)
+    }
+}
+
+impl<O: Operate> LazyResult<O> {
+    /// What it is the result of, as it was sent.
+    pub fn definition(&self) -> &Arc<Definition> {
+        &self.0.definition
+    }
+
+    /// The result, computed now if nobody has. `None` is the empty file system.
+    ///
+    /// Cancellation safe: dropping it gives up this caller's interest; the work ends with the last one.
+    pub async fn evaluate(&self) -> Result<Option<O::Output>, SolveError> {
+        let work = self.0.solver.want(self.0.job, self.0.edge);
+        match self.0.cancel.run_until_cancelled(work).await {
+            None => Err(SolveError::Cancelled),
+            Some(Ok(output)) => Ok(output),
+            Some(Err(None)) => Err(SolveError::Cancelled),
+            Some(Err(Some(source))) => {
+                let locations = locations(&self.0.sources, &source.vertex);
+                Err(SolveError::Vertex { source, locations })
+            }
+        }
+    }
+
+    /// Says that bytes of the result can't be had, so that the next evaluation comes from another
+    /// record, or from running the op.
+    pub fn lost(&self) {
+        self.0.solver.lost(self.0.job, self.0.edge);
+    }
+}
