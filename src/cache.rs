@@ -244,6 +244,11 @@ impl Cache {
         Ok(ImmutableRef::new(self.clone(), hold, &row, layers, handlers.clone()))
     }
 
+    /// The layers of a record's state, bottom first; `None` if there is no such record.
+    pub fn layers(&self, id: &RecordId) -> Result<Option<Vec<Layer>>, CacheError> {
+        Ok(self.0.db.read(|tx| walk(tx, id))?.map(|walked| walked.layers))
+    }
+
     /// How much of a record is here; `None` if there is no such record.
     pub fn presence(&self, id: &RecordId) -> Result<Option<Presence>, CacheError> {
         let Some(Walked { layers, .. }) = self.0.db.read(|tx| walk(tx, id))? else { return Ok(None) };

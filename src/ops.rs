@@ -9,10 +9,17 @@
 
 mod cache_map;
 mod graph;
+mod image;
+mod layout;
 mod lineage;
 pub mod llb;
+mod merge;
 mod op;
 mod operate;
+mod provide;
+mod resolution;
+mod source_error;
+mod worker;
 
 pub use cache_map::CacheMap;
 pub use cache_map::CacheOpts;
@@ -38,3 +45,9 @@ pub use operate::OpError;
 pub use operate::Operate;
 pub use operate::Presence;
 pub use operate::ResultId;
+pub use provide::Origins;
+pub use resolution::Resolution;
+pub use resolution::Resolved;
+pub use source_error::SourceError;
+pub use worker::ImageMeta;
+pub use worker::Worker;

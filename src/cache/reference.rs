@@ -28,9 +28,10 @@ use crate::oci::ChainId;
 #[derive(Clone)]
 pub struct ImmutableRef(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     cache: Cache,
-    hold: Hold,
+    hold: Arc<Hold>,
     blob_chain: BlobChainId,
     chain: ChainId,
     created_at: Timestamp,
@@ -51,7 +52,7 @@ impl ImmutableRef {
     ) -> ImmutableRef {
         ImmutableRef(Arc::new(Inner {
             cache,
-            hold,
+            hold: Arc::new(hold),
             blob_chain: row.blob_chain,
             chain: row.chain,
             created_at: row.created_at,
@@ -106,6 +107,13 @@ impl ImmutableRef {
     /// Who provides the blobs besides their durable origins.
     pub fn handlers(&self) -> &DescHandlers {
         &self.0.handlers
+    }
+
+    /// The same state, with further handlers behind those that it has.
+    pub fn with_handlers(&self, more: &DescHandlers) -> ImmutableRef {
+        let mut inner = Inner::clone(&self.0);
+        inner.handlers.extend(more);
+        ImmutableRef(Arc::new(inner))
     }
 
     /// True if some blob is not here.

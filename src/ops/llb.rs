@@ -30,6 +30,7 @@ use super::op::Merge;
 use super::op::Op;
 use super::op::RecordType;
 use super::op::ResolveMode;
+use super::resolution::Resolved;
 use crate::oci::Digest;
 use crate::oci::InvalidDigest;
 use crate::oci::Platform;
@@ -455,6 +456,7 @@ fn image(name: &str, attrs: &BTreeMap<String, String>) -> Result<ImageSource, St
         record_type: RecordType::Regular,
         layer_limit: None,
         checksum: None,
+        resolved: Resolved::default(),
     };
     for (key, value) in attrs {
         match key.as_str() {
@@ -506,6 +508,7 @@ fn layout(name: &str, attrs: &BTreeMap<String, String>) -> Result<LayoutSource, 
         session: filled("oci.session"),
         store: filled("oci.store"),
         layer_limit: attrs.get("oci.layerlimit").map(|value| layer_limit(value)).transpose()?,
+        resolved: Resolved::default(),
     })
 }
 

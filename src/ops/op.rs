@@ -1,5 +1,6 @@
 //! [`Op`]: what a vertex does, with its attributes parsed.
 
+use super::resolution::Resolved;
 use crate::oci::Digest;
 use crate::oci::Reference;
 
@@ -33,6 +34,8 @@ pub struct ImageSource {
     pub layer_limit: Option<usize>,
     /// What the reference must resolve to.
     pub checksum: Option<Digest>,
+    /// What it did resolve to.
+    pub resolved: Resolved,
 }
 
 /// `oci-layout://`: an image of an OCI layout that a client or a directory holds.
@@ -48,6 +51,8 @@ pub struct LayoutSource {
     pub store: Option<String>,
     /// Only the lowest layers count, never 0.
     pub layer_limit: Option<usize>,
+    /// What it did resolve to.
+    pub resolved: Resolved,
 }
 
 /// Whether a tag is asked for again although the daemon knows an image of the name.

@@ -1,0 +1,263 @@
+//! [`Worker`]: runs the ops of this node.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::cache_map::CacheMap;
+use super::cache_map::CacheOpts;
+use super::cache_map::InputKey;
+use super::graph::Vertex;
+use super::image::Images;
+use super::layout::Layouts;
+use super::lineage::CacheOptGetter;
+use super::op::ImageSource;
+use super::op::LayoutSource;
+use super::op::Op;
+use super::op::RecordType;
+use super::operate::LoadError;
+use super::operate::OpError;
+use super::operate::Operate;
+use super::operate::Presence;
+use super::operate::ResultId;
+use super::resolution::Resolution;
+use super::resolution::Resolved;
+use super::source_error::SourceError;
+use crate::cache;
+use crate::cache::Cache;
+use crate::cache::CacheError;
+use crate::cache::ImageList;
+use crate::cache::ImmutableRef;
+use crate::cache::RecordId;
+use crate::cache::RefOptions;
+use crate::content::DescHandlers;
+use crate::ctx::Ctx;
+use crate::oci::Digest;
+use crate::oci::Platform;
+use crate::registry::RegistryClient;
+use crate::task::Tasks;
+
+/// Name of the empty file system among results.
+const SCRATCH: &str = "scratch";
+
+/// Runs ops and loads their results. Clones are the same worker.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    cache: Cache,
+    images: Images,
+    layouts: Layouts,
+}
+
+/// What an image is, for a frontend that decides what to do with it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ImageMeta {
+    /// Of what the name stands for: the index, where there is one.
+    pub digest: Digest,
+    /// The configuration of the platform asked for, as it stands in the image.
+    pub config: Bytes,
+}
+
+impl Worker {
+    pub fn new(cache: Cache, registry: RegistryClient, list: ImageList, tasks: Tasks) -> Worker {
+        let content = cache.content().clone();
+        let images = Images::new(content.clone(), registry, list, tasks);
+        Worker { cache, images, layouts: Layouts::new(content) }
+    }
+
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// What an image of a registry is. Reads its manifests and its config.
+    ///
+    /// Cancellation safe.
+    pub async fn image_meta(
+        &self,
+        ctx: &Ctx,
+        source: &ImageSource,
+        platform: &Platform,
+    ) -> Result<ImageMeta, SourceError> {
+        Ok(meta(self.images.resolve(ctx, source, platform).await?))
+    }
+
+    /// As [`Worker::image_meta`], of an image of a client's layout.
+    pub async fn layout_meta(
+        &self,
+        ctx: &Ctx,
+        source: &LayoutSource,
+        platform: &Platform,
+    ) -> Result<ImageMeta, SourceError> {
+        Ok(meta(self.layouts.resolve(ctx, source, platform).await?))
+    }
+
+    /// The resolution of a source vertex: the one that it was given before, or a new one.
+    async fn resolution(&self, ctx: &Ctx, vertex: &Vertex) -> Result<Option<Arc<Resolution>>, SourceError> {
+        let resolved = match &vertex.op {
+            Op::Image(source) => &source.resolved,
+            Op::OciLayout(source) => &source.resolved,
+            Op::Merge(_) => return Ok(None),
+        };
+        if let Some(resolution) = resolved.get() {
+            return Ok(Some(resolution));
+        }
+        let resolution = match &vertex.op {
+            Op::Image(source) => self.images.resolve(ctx, source, &vertex.platform).await?,
+            Op::OciLayout(source) => self.layouts.resolve(ctx, source, &vertex.platform).await?,
+            Op::Merge(_) => return Ok(None),
+        };
+        Ok(Some(Resolved::keep(resolved, resolution)))
+    }
+
+    async fn pull(
+        &self,
+        ctx: &Ctx,
+        vertex: &Vertex,
+        resolution: &Resolution,
+    ) -> Result<Option<ImmutableRef>, SourceError> {
+        let record_type = match &vertex.op {
+            Op::Image(source) => record_type(source.record_type),
+            _ => cache::RecordType::Regular,
+        };
+        let options = RefOptions {
+            description: format!("pulled from {}", resolution.name),
+            record_type,
+            companions: resolution.documents.clone(),
+        };
+        let handlers = resolution.handlers(ctx.progress());
+        let layers = resolution.layers.clone();
+        match self.cache.get_by_layers(layers, None, &handlers, options).await {
+            Ok(pulled) => Ok(Some(pulled)),
+            Err(CacheError::Empty) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn meta(resolution: Resolution) -> ImageMeta {
+    ImageMeta { digest: resolution.root.digest, config: resolution.config_bytes }
+}
+
+fn record_type(record_type: RecordType) -> cache::RecordType {
+    match record_type {
+        RecordType::Regular => cache::RecordType::Regular,
+        RecordType::Internal => cache::RecordType::Internal,
+        RecordType::Frontend => cache::RecordType::Frontend,
+    }
+}
+
+impl Operate for Worker {
+    type Output = ImmutableRef;
+
+    async fn cache_map(
+        &self,
+        ctx: &Ctx,
+        vertex: &Vertex,
+        index: usize,
+    ) -> Result<CacheMap<ImmutableRef>, OpError> {
+        let limit = match &vertex.op {
+            Op::Image(source) => source.layer_limit,
+            Op::OciLayout(source) => source.layer_limit,
+            Op::Merge(merge) => {
+                let inputs = vertex.inputs.iter().map(|_| InputKey::default()).collect();
+                let (digest, opts) = (merge.cache_key(), CacheOpts::new());
+                return Ok(CacheMap { digest, inputs, opts, complete: true });
+            }
+        };
+        let Some(resolution) = self.resolution(ctx, vertex).await? else {
+            return Err(OpError::Unsupported { what: vertex.op.kind().to_owned() });
+        };
+        let manifest_key = resolution.manifest_key(&vertex.platform, limit);
+        let (digest, complete) = match index {
+            0 => (manifest_key, false),
+            _ => (resolution.content_key().unwrap_or(manifest_key), true),
+        };
+        let opts = CacheOpts::new().with(resolution.handlers(ctx.progress()));
+        Ok(CacheMap { digest, inputs: Vec::new(), opts, complete })
+    }
+
+    async fn run(
+        &self,
+        ctx: &Ctx,
+        vertex: &Vertex,
+        inputs: &[Option<ImmutableRef>],
+    ) -> Result<Vec<Option<ImmutableRef>>, OpError> {
+        if let Op::Merge(merge) = &vertex.op {
+            return Ok(vec![merge.run(&self.cache, &vertex.name, inputs).await?]);
+        }
+        let Some(resolution) = self.resolution(ctx, vertex).await? else {
+            return Err(OpError::Unsupported { what: vertex.op.kind().to_owned() });
+        };
+        Ok(vec![self.pull(ctx, vertex, &resolution).await?])
+    }
+
+    async fn load(
+        &self,
+        _ctx: &Ctx,
+        id: &ResultId,
+        opts: &CacheOptGetter,
+    ) -> Result<Option<ImmutableRef>, LoadError> {
+        if id.0 == SCRATCH {
+            return Ok(None);
+        }
+        let id: RecordId = id.0.parse().map_err(|_| LoadError::Missing)?;
+        match self.cache.get(&id, &DescHandlers::new()) {
+            // Handlers are wanted for lazy blobs even if origins suffice: they report, and they ask
+            // with the rights of whoever names the image now.
+            Ok(found) if found.is_lazy() => {
+                let digests: Vec<Digest> = found.layers().iter().map(|l| l.blob.digest).collect();
+                Ok(Some(found.with_handlers(&offered(opts, &digests))))
+            }
+            Ok(found) => Ok(Some(found)),
+            Err(CacheError::NeedsRemoteProvider { .. }) => {
+                let layers = self.cache.layers(&id).map_err(load_error)?.ok_or(LoadError::Missing)?;
+                let digests: Vec<Digest> = layers.iter().map(|l| l.blob.digest).collect();
+                Ok(Some(self.cache.get(&id, &offered(opts, &digests)).map_err(load_error)?))
+            }
+            Err(error) => Err(load_error(error)),
+        }
+    }
+
+    fn presence(&self, id: &ResultId) -> Presence {
+        if id.0 == SCRATCH {
+            return Presence::Local;
+        }
+        let presence = id.0.parse().ok().and_then(|id| match self.cache.presence(&id) {
+            Ok(presence) => presence,
+            Err(error) => {
+                tracing::warn!(%id, %error, "a record can't be looked at");
+                None
+            }
+        });
+        match presence {
+            None => Presence::Missing,
+            Some(p) if p.resident == p.layers => Presence::Local,
+            Some(p) if p.resident == 0 => Presence::Remote,
+            Some(_) => Presence::Partial,
+        }
+    }
+
+    fn result_id(&self, output: &Option<ImmutableRef>) -> Option<ResultId> {
+        Some(ResultId(output.as_ref().map_or_else(|| SCRATCH.to_owned(), |r| r.id().to_string())))
+    }
+}
+
+/// The handlers that a vertex and its ancestors offer for `digests`, nearest first.
+fn offered(opts: &CacheOptGetter, digests: &[Digest]) -> DescHandlers {
+    let mut found = DescHandlers::new();
+    for handlers in opts.all::<DescHandlers>() {
+        for digest in digests {
+            for handler in handlers.get(digest) {
+                found.add(*digest, handler.clone());
+            }
+        }
+    }
+    found
+}
+
+fn load_error(error: CacheError) -> LoadError {
+    match error {
+        CacheError::NotFound { .. } => LoadError::Missing,
+        CacheError::NeedsRemoteProvider { digests } => LoadError::NeedsRemoteProvider { digests },
+        error => LoadError::Failed(OpError::failed(error)),
+    }
+}
