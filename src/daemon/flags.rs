@@ -80,7 +80,7 @@ pub struct Flags {
     /// Collect garbage without being asked [default: true]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     oci_worker_gc: Option<bool>,
-    /// What garbage collection keeps, in MB: reserved[,free[,maximum]]
+    /// What garbage collection keeps, in MB: reserved,free,maximum, the last two optional
     #[arg(long, value_name = "MB", value_parser = keep_storage)]
     oci_worker_gc_keepstorage: Option<GcLimits>,
     /// Build steps that run at the same time, 0 for no limit
