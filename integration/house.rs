@@ -127,10 +127,12 @@ fn one(words: &mut &[&str], allowed: &BTreeSet<String>) -> bool {
 fn licence_expressions_are_understood() {
     let allowed = BTreeSet::from(["MIT".to_owned(), "ISC".to_owned(), "A WITH B".to_owned()]);
 
-    for met in ["MIT", "GPL-3.0 OR MIT", "GPL-3.0/MIT", "MIT AND ISC", "(GPL-3.0 OR MIT) AND ISC", "A WITH B"] {
+    for met in ["MIT", "GPL-3.0 OR MIT", "GPL-3.0/MIT", "MIT AND ISC", "(GPL-3.0 OR MIT) AND ISC", "A WITH B"]
+    {
         assert!(permitted(met, &allowed), "{met}");
     }
-    for unmet in ["GPL-3.0", "MIT AND GPL-3.0", "GPL-3.0 OR MIT AND A", "(MIT OR ISC) AND A", "A WITH C", "A"] {
+    for unmet in ["GPL-3.0", "MIT AND GPL-3.0", "GPL-3.0 OR MIT AND A", "(MIT OR ISC) AND A", "A WITH C", "A"]
+    {
         assert!(!permitted(unmet, &allowed), "{unmet}");
     }
 }

@@ -59,6 +59,8 @@ pub use services::OpenError;
 pub use tls::TlsError;
 pub use toml::Finding;
 pub use units::Space;
+pub use units::parse_duration;
+pub use units::parse_space;
 
 use listen::Listener;
 use lock::RootLock;

@@ -18,6 +18,7 @@
 //! | 11 | `daemon` | configuration into running services; stops them in order |
 //! | 10 | `control` | BuildKit's Control API, build history and health |
 //! |    | `gateway` | the LLB bridge that a frontend calls |
+//! |    | `client` | the client's side of the protocol, for the command |
 //! | 9 | `solver` | runs a graph once for many jobs; finds, keeps and falls back from cache hits |
 //! | 8 | `ops` | what each vertex does; LLB in |
 //! |   | `export` | a ref becomes an image, an archive or a push |
@@ -55,6 +56,7 @@ pub mod ops;
 // Row 9.
 pub mod solver;
 // Row 10.
+pub mod client;
 // Row 11.
 pub mod daemon;
 // Row 12.

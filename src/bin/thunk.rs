@@ -1,1 +1,7 @@
-fn main() {}
+//! The command for people.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    thunk::cli::run(std::env::args_os())
+}

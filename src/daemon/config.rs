@@ -24,7 +24,7 @@ pub struct Config {
     /// Where everything durable lies. Absolute.
     pub root: PathBuf,
     pub log: LogConfig,
-    /// At least one.
+    /// At least one, unless the daemon is inside a command.
     pub listen: Vec<Address>,
     pub socket_owner: SocketOwner,
     pub tls: Option<TlsConfig>,
@@ -290,6 +290,14 @@ pub struct Checked {
 }
 
 impl Config {
+    /// Like [`Config::check`], for a daemon inside a command: it listens nowhere.
+    pub fn check_embedded(settings: Settings, warnings: Vec<String>) -> Result<Checked, ConfigError> {
+        let mut checked = Config::check(settings, warnings)?;
+        checked.config.listen.clear();
+        checked.config.debug_address = None;
+        Ok(checked)
+    }
+
     /// Fills in the defaults and holds one value against the other.
     pub fn check(settings: Settings, mut warnings: Vec<String>) -> Result<Checked, ConfigError> {
         let root = settings.root.unwrap_or_else(Defaults::root);

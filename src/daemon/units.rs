@@ -28,7 +28,7 @@ pub(super) const DURATION: &str = "a number of seconds or a duration such as \"4
 
 /// Reads a size. Units are binary whatever their spelling (`1k`, `1kB` and `1KiB` are 1024 bytes),
 /// as they are for `buildkitd`; fractions are cut to whole bytes.
-pub(super) fn parse_space(text: &str) -> Option<Space> {
+pub fn parse_space(text: &str) -> Option<Space> {
     if let Some(percent) = text.strip_suffix('%') {
         let percent: u8 = digits(percent)?.parse().ok()?;
         return (percent <= 100).then_some(Space::Percent(percent));
@@ -51,7 +51,7 @@ pub(super) fn parse_space(text: &str) -> Option<Space> {
 }
 
 /// Reads a duration: whole seconds, or Go's form (`1h30m`, `1.5s`, `300ms`). Never negative.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     if let Some(seconds) = digits(text) {
         return seconds.parse().ok().map(Duration::from_secs);
     }

@@ -1,0 +1,317 @@
+//! The services that a client has for its daemon, inside the session's tunnel.
+
+use std::io;
+use std::io::Read as _;
+use std::io::Seek as _;
+use std::io::SeekFrom;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use futures::stream;
+use futures::stream::BoxStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Request;
+use tonic::Response;
+use tonic::Status;
+use tonic::Streaming;
+use tonic::metadata::MetadataMap;
+use tonic::service::Routes;
+
+use super::Layout;
+use super::output::Writer;
+use super::session::Attachments;
+use crate::ctx::Ctx;
+use crate::oci::Digest;
+use crate::proto::auth;
+use crate::proto::content;
+use crate::proto::filesync;
+use crate::proto::health;
+use crate::registry::Proof;
+use crate::session::Secret;
+
+/// Bytes of a blob in one message. Session clients take 4 MiB.
+const CHUNK: usize = 1 << 20;
+/// Archives come in messages of up to 16 MiB.
+const MESSAGE_LIMIT: usize = 16 << 20;
+
+/// The calls that the routes serve, as a session announces them.
+pub(super) fn methods(attachments: &Attachments) -> &'static [&'static str] {
+    const ALL: &[&str] = &[
+        "/grpc.health.v1.Health/Check",
+        "/moby.filesync.v1.Auth/Credentials",
+        "/moby.filesync.v1.Auth/FetchToken",
+        "/moby.filesync.v1.Auth/GetTokenAuthority",
+        "/moby.filesync.v1.Auth/VerifyTokenAuthority",
+        "/containerd.services.content.v1.Content/Info",
+        "/containerd.services.content.v1.Content/Read",
+        "/moby.filesync.v1.FileSend/DiffCopy",
+    ];
+    // A daemon asks a service that is announced; nobody announces what has nothing to give.
+    match (attachments.stores.is_empty(), attachments.destinations.is_empty()) {
+        (false, false) => ALL,
+        (false, true) => &ALL[..7],
+        (true, true) => &ALL[..5],
+        (true, false) => const { &[ALL[0], ALL[1], ALL[2], ALL[3], ALL[4], ALL[7]] },
+    }
+}
+
+pub(super) fn routes(attachments: Attachments) -> Routes {
+    let client = Arc::new(Callbacks(attachments));
+    Routes::new(health::health_server::HealthServer::from_arc(client.clone()))
+        .add_service(auth::auth_server::AuthServer::from_arc(client.clone()))
+        .add_service(content::content_server::ContentServer::from_arc(client.clone()))
+        .add_service(
+            filesync::file_send_server::FileSendServer::from_arc(client)
+                .max_decoding_message_size(MESSAGE_LIMIT),
+        )
+        .prepare()
+}
+
+#[derive(Debug)]
+struct Callbacks(Attachments);
+
+#[async_trait]
+impl health::health_server::Health for Callbacks {
+    async fn check(
+        &self,
+        _: Request<health::HealthCheckRequest>,
+    ) -> Result<Response<health::HealthCheckResponse>, Status> {
+        let status = health::health_check_response::ServingStatus::Serving.into();
+        Ok(Response::new(health::HealthCheckResponse { status }))
+    }
+
+    async fn list(
+        &self,
+        _: Request<health::HealthListRequest>,
+    ) -> Result<Response<health::HealthListResponse>, Status> {
+        Err(Status::unimplemented("a session has one health"))
+    }
+
+    type WatchStream = BoxStream<'static, Result<health::HealthCheckResponse, Status>>;
+
+    async fn watch(
+        &self,
+        _: Request<health::HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("the health of a session is checked, not watched"))
+    }
+}
+
+#[async_trait]
+impl auth::auth_server::Auth for Callbacks {
+    async fn credentials(
+        &self,
+        request: Request<auth::CredentialsRequest>,
+    ) -> Result<Response<auth::CredentialsResponse>, Status> {
+        let host = request.into_inner().host;
+        let identity = self
+            .0
+            .credentials
+            .identity(&Ctx::background(), &host, &[])
+            .await
+            .map_err(|error| Status::unknown(error.to_string()))?;
+        let (username, secret) = match identity.map(|identity| identity.proof) {
+            Some(Proof::Password { username, password }) => (username, reveal(&password)),
+            // A secret without a name is an identity token.
+            Some(Proof::RefreshToken(token)) => (String::new(), reveal(&token)),
+            Some(Proof::Anonymous | Proof::AccessToken(_) | Proof::Delegated(_)) | None => {
+                (String::new(), String::new())
+            }
+        };
+        Ok(Response::new(auth::CredentialsResponse { username, secret }))
+    }
+
+    /// Unimplemented: the daemon then asks for credentials and fetches the token itself.
+    async fn fetch_token(
+        &self,
+        _: Request<auth::FetchTokenRequest>,
+    ) -> Result<Response<auth::FetchTokenResponse>, Status> {
+        Err(Status::unimplemented("this client gives credentials, not tokens"))
+    }
+
+    async fn get_token_authority(
+        &self,
+        _: Request<auth::GetTokenAuthorityRequest>,
+    ) -> Result<Response<auth::GetTokenAuthorityResponse>, Status> {
+        Err(Status::unimplemented("this client gives credentials, not tokens"))
+    }
+
+    async fn verify_token_authority(
+        &self,
+        _: Request<auth::VerifyTokenAuthorityRequest>,
+    ) -> Result<Response<auth::VerifyTokenAuthorityResponse>, Status> {
+        Err(Status::unimplemented("this client gives credentials, not tokens"))
+    }
+}
+
+fn reveal(secret: &Secret) -> String {
+    secret.reveal().to_owned()
+}
+
+impl Callbacks {
+    fn layout(&self, metadata: &MetadataMap) -> Result<&Layout, Status> {
+        let name =
+            metadata.get("buildkit-attachable-store-id").and_then(|v| v.to_str().ok()).unwrap_or_default();
+        self.0.stores.get(name).ok_or_else(|| {
+            let layout = name.strip_prefix("oci:").unwrap_or(name);
+            Status::not_found(format!(
+                "there is no OCI layout {layout:?}: give it with --oci-layout {layout}=DIR"
+            ))
+        })
+    }
+}
+
+fn digest(text: &str) -> Result<Digest, Status> {
+    text.parse().map_err(|error: crate::oci::InvalidDigest| Status::invalid_argument(error.to_string()))
+}
+
+fn blob_error(layout: &Layout, digest: &Digest, error: &io::Error) -> Status {
+    let message = format!("blob {digest} of the OCI layout {:?}: {error}", layout.root());
+    match error.kind() {
+        io::ErrorKind::NotFound => Status::not_found(message),
+        io::ErrorKind::PermissionDenied => Status::permission_denied(message),
+        _ => Status::unknown(message),
+    }
+}
+
+const READ_ONLY: &str = "an OCI layout is read only here";
+
+#[async_trait]
+impl content::content_server::Content for Callbacks {
+    async fn info(
+        &self,
+        request: Request<content::InfoRequest>,
+    ) -> Result<Response<content::InfoResponse>, Status> {
+        let layout = self.layout(request.metadata())?;
+        let digest = digest(&request.get_ref().digest)?;
+        let (_, size) = layout.blob(&digest).map_err(|e| blob_error(layout, &digest, &e))?;
+        let info = content::Info {
+            digest: digest.to_string(),
+            size: i64::try_from(size).unwrap_or(i64::MAX),
+            ..content::Info::default()
+        };
+        Ok(Response::new(content::InfoResponse { info: Some(info) }))
+    }
+
+    async fn update(
+        &self,
+        _: Request<content::UpdateRequest>,
+    ) -> Result<Response<content::UpdateResponse>, Status> {
+        Err(Status::unimplemented(READ_ONLY))
+    }
+
+    type ListStream = BoxStream<'static, Result<content::ListContentResponse, Status>>;
+
+    async fn list(
+        &self,
+        _: Request<content::ListContentRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
+        Err(Status::unimplemented("the blobs of an OCI layout are asked for one by one"))
+    }
+
+    async fn delete(&self, _: Request<content::DeleteContentRequest>) -> Result<Response<()>, Status> {
+        Err(Status::unimplemented(READ_ONLY))
+    }
+
+    type ReadStream = BoxStream<'static, Result<content::ReadContentResponse, Status>>;
+
+    /// `size` bytes from `offset`, or all there are after it if `size` is 0.
+    async fn read(
+        &self,
+        request: Request<content::ReadContentRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
+        let layout = self.layout(request.metadata())?.clone();
+        let message = request.get_ref();
+        let digest = digest(&message.digest)?;
+        let offset =
+            u64::try_from(message.offset).map_err(|_| Status::out_of_range("the offset is negative"))?;
+        let wanted = u64::try_from(message.size).map_err(|_| Status::out_of_range("the size is negative"))?;
+        let (mut file, size) = layout.blob(&digest).map_err(|e| blob_error(&layout, &digest, &e))?;
+        if offset > size {
+            return Err(Status::out_of_range(format!("blob {digest} has {size} bytes, none at {offset}")));
+        }
+        let length = if wanted == 0 { size - offset } else { wanted.min(size - offset) };
+        let (send, receive) = mpsc::channel(2);
+        self.0.tasks.spawn_blocking("layout reader", move || {
+            let mut read = || -> io::Result<()> {
+                file.seek(SeekFrom::Start(offset))?;
+                let mut rest = (&mut file).take(length);
+                let mut at = offset;
+                loop {
+                    let mut data = Vec::with_capacity(CHUNK);
+                    (&mut rest).take(CHUNK as u64).read_to_end(&mut data)?;
+                    if data.is_empty() {
+                        return Ok(());
+                    }
+                    let next = at + data.len() as u64;
+                    let offset = i64::try_from(at).map_err(io::Error::other)?;
+                    if send.blocking_send(Ok(content::ReadContentResponse { offset, data })).is_err() {
+                        return Ok(());
+                    }
+                    at = next;
+                }
+            };
+            if let Err(error) = read() {
+                let _ = send.blocking_send(Err(blob_error(&layout, &digest, &error)));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receive).boxed()))
+    }
+
+    async fn status(
+        &self,
+        _: Request<content::StatusRequest>,
+    ) -> Result<Response<content::StatusResponse>, Status> {
+        Err(Status::unimplemented(READ_ONLY))
+    }
+
+    async fn list_statuses(
+        &self,
+        _: Request<content::ListStatusesRequest>,
+    ) -> Result<Response<content::ListStatusesResponse>, Status> {
+        Err(Status::unimplemented(READ_ONLY))
+    }
+
+    type WriteStream = BoxStream<'static, Result<content::WriteContentResponse, Status>>;
+
+    async fn write(
+        &self,
+        _: Request<Streaming<content::WriteContentRequest>>,
+    ) -> Result<Response<Self::WriteStream>, Status> {
+        Err(Status::unimplemented(READ_ONLY))
+    }
+
+    async fn abort(&self, _: Request<content::AbortRequest>) -> Result<Response<()>, Status> {
+        Err(Status::unimplemented(READ_ONLY))
+    }
+}
+
+#[async_trait]
+impl filesync::file_send_server::FileSend for Callbacks {
+    type DiffCopyStream = BoxStream<'static, Result<filesync::BytesMessage, Status>>;
+
+    /// The bytes of one output until the daemon half-closes; then the file takes its place.
+    async fn diff_copy(
+        &self,
+        request: Request<Streaming<filesync::BytesMessage>>,
+    ) -> Result<Response<Self::DiffCopyStream>, Status> {
+        let number = request
+            .metadata()
+            .get("buildkit-attachable-exporter-id")
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .unwrap_or_default();
+        let Some(destination) = self.0.destinations.get(&number) else {
+            return Err(Status::not_found(format!("output {number} has no destination here")));
+        };
+        let failed = |error: io::Error| Status::unknown(format!("could not write the output: {error}"));
+        let mut writer = Writer::start(destination, &self.0.tasks);
+        let mut bytes = request.into_inner();
+        while let Some(message) = bytes.message().await? {
+            writer.append(message.data).await.map_err(failed)?;
+        }
+        writer.commit().await.map_err(failed)?;
+        Ok(Response::new(stream::empty().boxed()))
+    }
+}

@@ -1,0 +1,139 @@
+//! The session of a build: what the daemon may call back for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use hyper::server::conn::http2;
+use hyper_util::rt::TokioIo;
+use hyper_util::rt::TokioTimer;
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::mpsc;
+use tokio_util::io::CopyToBytes;
+use tokio_util::io::SinkWriter;
+use tokio_util::io::StreamReader;
+use tokio_util::sync::CancellationToken;
+use tokio_util::sync::PollSender;
+use tower::ServiceExt as _;
+
+use super::CallError;
+use super::Destination;
+use super::Layout;
+use super::Output;
+use super::convert::Control;
+use super::service;
+use crate::registry::CredentialSource;
+use crate::task::Task;
+use crate::task::Tasks;
+
+/// Windows inside the tunnel, in bytes.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Messages under way to the daemon.
+const AHEAD: usize = 4;
+
+/// What a session serves.
+#[derive(Clone, Debug)]
+pub(super) struct Attachments {
+    /// By the name of the content store.
+    pub(super) stores: BTreeMap<String, Layout>,
+    /// By the number of the output.
+    pub(super) destinations: BTreeMap<usize, Destination>,
+    pub(super) credentials: Arc<dyn CredentialSource>,
+    pub(super) tasks: Tasks,
+}
+
+impl Attachments {
+    pub(super) fn new(
+        outputs: &[Output],
+        layouts: BTreeMap<String, Layout>,
+        credentials: Arc<dyn CredentialSource>,
+        tasks: &Tasks,
+    ) -> Attachments {
+        Attachments {
+            stores: layouts.into_iter().map(|(name, layout)| (format!("oci:{name}"), layout)).collect(),
+            destinations: outputs
+                .iter()
+                .enumerate()
+                .filter(|(_, output)| output.destination != Destination::Daemon)
+                .map(|(n, output)| (n, output.destination.clone()))
+                .collect(),
+            credentials,
+            tasks: tasks.clone(),
+        }
+    }
+}
+
+/// An open session.
+#[derive(Debug)]
+pub(super) struct Session {
+    id: String,
+    close: CancellationToken,
+    served: Task<()>,
+}
+
+impl Session {
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Ends the session and waits for the end.
+    pub(super) async fn close(self) {
+        self.close.cancel();
+        let _ = self.served.await;
+    }
+}
+
+/// Runs the calls of a session where its end sees them.
+#[derive(Clone)]
+struct Executor(Tasks);
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, work: F) {
+        drop(self.0.spawn("session call", work));
+    }
+}
+
+/// Opens a session and serves it until it is closed or `tasks` is shut down.
+pub(super) async fn open(
+    control: &Control,
+    attachments: Attachments,
+    tasks: &Tasks,
+) -> Result<Session, CallError> {
+    let id = random_id();
+    let (send, receive) = mpsc::channel::<Bytes>(AHEAD);
+    let inbound = control.session(&id, service::methods(&attachments), receive).await?;
+    let reader = StreamReader::new(inbound.boxed());
+    let writer = SinkWriter::new(CopyToBytes::new(futures::SinkExt::<Bytes>::sink_map_err(
+        PollSender::new(send),
+        |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe),
+    )));
+    let io = TokioIo::new(tokio::io::join(reader, writer));
+    let routes = service::routes(attachments)
+        .map_request(|request: http::Request<hyper::body::Incoming>| request.map(tonic::body::Body::new));
+    let close = tasks.token().child_token();
+    let stop = close.clone();
+    let executor = Executor(tasks.clone());
+    let served = tasks.spawn("session", async move {
+        let connection = http2::Builder::new(executor)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .serve_connection(io, TowerToHyperService::new(routes));
+        if let Some(Err(error)) = stop.run_until_cancelled(connection).await {
+            tracing::debug!(%error, "the session broke");
+        }
+    });
+    Ok(Session { id, close, served })
+}
+
+/// 25 random letters and digits, as other clients make them.
+pub(super) fn random_id() -> String {
+    let letters = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    (0..25).map(|_| char::from(letters[rand::random_range(0..letters.len())])).collect()
+}
