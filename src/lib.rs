@@ -39,6 +39,7 @@ pub mod oci;
 pub mod proto;
 pub mod task;
 // Row 2.
+pub mod identity;
 pub mod lease;
 pub mod progress;
 // Row 3.

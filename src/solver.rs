@@ -27,6 +27,7 @@
 //! [`Operate`](crate::ops::Operate).
 
 mod bridge;
+pub mod convert;
 mod error;
 mod event;
 mod frontend;
