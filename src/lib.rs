@@ -28,13 +28,15 @@
 //! | 4 | `ctx` | what a request carries: session group, progress, cancellation |
 //! | 3 | `session` | calls back into the build client over its tunnel |
 //! | 2 | `lease`, `progress` | who still needs what; what is happening |
-//! | 1 | `oci`, `db`, `task`, `failpoint`, `proto` | spec values; the embedded store; owned tasks; generated code |
+//! | 1 | `oci`, `db`, `task`, `proto` | spec values; the embedded store; owned tasks; generated code |
+//! | 0 | `failpoint` | where a test kills, fails or delays the process |
 //!
 //! Generated protobuf types appear only in `service.rs`, `convert.rs`, `llb.rs` and in `session/`.
 
+// Row 0.
+pub mod failpoint;
 // Row 1.
 pub mod db;
-pub mod failpoint;
 pub mod oci;
 pub mod proto;
 pub mod task;
