@@ -126,7 +126,14 @@ impl Disk {
     /// Opens a partial blob to append to it, made if there is none.
     pub(super) fn open_partial(&self, digest: &Digest) -> Result<File, ContentError> {
         let path = self.partial(digest);
-        let file = OpenOptions::new().read(true).append(true).create(true).open(&path);
+        let open = || OpenOptions::new().read(true).append(true).create(true).open(&path);
+        let file = open().or_else(|e| match e.kind() {
+            // Sealed already, and a crash came before the rename.
+            io::ErrorKind::PermissionDenied => {
+                fs::set_permissions(&path, Permissions::from_mode(0o644)).and_then(|()| open())
+            }
+            _ => Err(e),
+        });
         let file = file.map_err(ContentError::io("open", &path))?;
         failpoint::hit(Failpoint::IngestCreated)?;
         Ok(file)
