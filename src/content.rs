@@ -291,3 +291,6 @@ impl ContentStore {
         collect::fsck(&self.inner).await
     }
 }
+
+#[cfg(test)]
+mod tests;

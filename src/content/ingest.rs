@@ -6,7 +6,6 @@
 //! transfer starts again.
 
 use std::fs::File;
-use std::io::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -73,7 +72,7 @@ fn write(disk: &Disk, digest: &Digest, mut chunks: mpsc::Receiver<Bytes>) -> Res
     let mut hasher = digest.hasher();
     let mut size = hash(&mut file, &mut hasher).map_err(ContentError::io("read", &path))?;
     while let Some(chunk) = chunks.blocking_recv() {
-        file.write_all(&chunk).map_err(ContentError::io("write", &path))?;
+        disk.append(&mut file, size, &chunk).map_err(ContentError::io("write", &path))?;
         hasher.update(&chunk);
         size += chunk.len() as u64;
         failpoint::hit(Failpoint::IngestWritten)?;
