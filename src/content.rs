@@ -176,8 +176,8 @@ impl ContentStore {
     }
 
     /// True if the blob's bytes are here. They may go unless the caller holds the blob.
-    pub fn is_resident(&self, digest: &Digest) -> bool {
-        self.residency(digest) == Residency::Resident
+    pub fn is_resident(&self, descriptor: &Descriptor) -> bool {
+        self.residency(&descriptor.digest) == Residency::Resident
     }
 
     fn residency(&self, digest: &Digest) -> Residency {

@@ -30,7 +30,7 @@ async fn what_nobody_holds_is_deleted_and_the_rest_stays() {
     assert_eq!(f.store.stat(&unneeded.digest).unwrap(), None);
     assert_eq!(f.store.stat(&remote.digest).unwrap(), None);
     assert!(!f.blob_path(&unneeded.digest).exists());
-    assert!(f.store.is_resident(&leased.digest) && f.store.is_resident(&recorded.digest));
+    assert!(f.store.is_resident(&leased) && f.store.is_resident(&recorded));
     drop(lease);
     f.store.db().write(|tx| Ok(release_rows(tx, &Owner::Record("1".into()))?)).await.unwrap();
     assert_eq!(f.store.collect(Duration::ZERO).await.unwrap().blobs, 2);
@@ -94,7 +94,7 @@ async fn an_owner_whose_transaction_comes_before_the_collections_keeps_its_blob(
     table.end_eviction(&digest, true);
     let (held, collected) = tokio::join!(held_by_a_record(&f, digest), f.store.collect(Duration::ZERO));
     let ((), collected) = (held, collected.unwrap());
-    let kept = f.store.is_resident(&digest);
+    let kept = f.store.is_resident(&blob);
     assert_eq!(kept, collected.blobs == 0, "either it was kept, or it was deleted before it was held");
 }
 
@@ -159,7 +159,7 @@ async fn a_blob_that_is_known_again_outlives_its_unfinished_deletion() {
     f.store.db().write(move |tx| rows::intend_deletion(tx, &digest)).await.unwrap();
     f.store.register(&blob, &[]).await.unwrap();
     let f = f.restart().await;
-    assert!(f.store.is_resident(&digest));
+    assert!(f.store.is_resident(&blob));
 }
 
 #[tokio::test]
@@ -176,5 +176,5 @@ async fn fsck_deletes_what_is_not_what_its_name_says() {
     }
     let fsck = f.store.fsck().await.unwrap();
     assert_eq!(fsck, Fsck { checked: 3, deleted: vec![bad.digest], held: vec![held.digest] });
-    assert!(f.store.is_resident(&good.digest) && !f.store.is_resident(&bad.digest));
+    assert!(f.store.is_resident(&good) && !f.store.is_resident(&bad));
 }

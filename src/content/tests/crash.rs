@@ -93,7 +93,7 @@ async fn check(root: &Path, acknowledged: &str, at: &str) {
         assert_eq!(store.origins(&lazy.digest).unwrap().len(), 1, "{at}");
     }
     if has("fetched") {
-        assert!(store.is_resident(&lazy.digest), "{at}");
+        assert!(store.is_resident(&lazy), "{at}");
     }
     let ctx = Ctx::background();
     let lease = store.fetch(&ctx, &lazy, &fake.handlers(&lazy)).await.unwrap();
@@ -103,7 +103,7 @@ async fn check(root: &Path, acknowledged: &str, at: &str) {
         assert_eq!(store.read(&ctx, &blob, &DescHandlers::new(), 100).await.unwrap(), written(), "{at}");
     }
     if has("collected") {
-        assert!(!store.is_resident(&Digest::sha256(garbage())), "{at}");
+        assert!(!store.is_resident(&Descriptor::of("m", &garbage())), "{at}");
     }
 
     drop(lease);

@@ -145,7 +145,7 @@ async fn a_descriptor_with_a_wrong_size_is_refused_and_costs_others_nothing() {
     let f = f.restart().await;
     let after = f.store.fetch(&ctx, &wrong, &handlers).await;
     assert!(matches!(after, Err(FetchError::WrongSize { .. })), "{after:?}");
-    assert!(f.store.is_resident(&blob.digest));
+    assert!(f.store.is_resident(&blob));
 }
 
 #[tokio::test]
@@ -183,7 +183,7 @@ async fn a_blob_that_is_corrupt_everywhere_is_a_typed_error_and_leaves_nothing()
     let text = error.to_string();
     assert!(text.contains("r.example/bad") && text.contains(&blob.digest.to_string()), "{text}");
     assert_eq!(f.bytes_on_disk(), 0);
-    assert!(!f.store.is_resident(&blob.digest));
+    assert!(!f.store.is_resident(&blob));
     assert!(f.store.leases().is_empty());
 }
 
@@ -291,7 +291,7 @@ async fn the_empty_blob_needs_nobody_and_is_only_its_own() {
     let f = Fixture::new();
     let (empty, ctx) = (layer(&Bytes::new()), Ctx::background());
     let _lease = f.store.fetch(&ctx, &empty, &DescHandlers::new()).await.unwrap();
-    assert!(f.store.is_resident(&empty.digest));
+    assert!(f.store.is_resident(&empty));
     let false_claim = Descriptor { size: 0, ..layer(&bytes(1, 5)) };
     let fake = Fake::new(origin("a"), &bytes(1, 5));
     let error = f.store.fetch(&ctx, &false_claim, &fake.handlers(&false_claim)).await.unwrap_err();

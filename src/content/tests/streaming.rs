@@ -31,7 +31,7 @@ async fn a_remote_blob_passes_through_without_touching_the_disk() {
     end.unwrap();
     assert_eq!(passed, all);
     assert_eq!((fake.opens(), f.bytes_on_disk(), f.store.stats().fsyncs), (1, 0, fsyncs));
-    assert!(!f.store.is_resident(&blob.digest));
+    assert!(!f.store.is_resident(&blob));
     assert_eq!(f.store.origins(&blob.digest).unwrap(), [KnownOrigin { origin: origin("a"), proven: true }]);
     assert!(f.store.leases().is_empty());
 }
