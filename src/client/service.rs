@@ -29,6 +29,7 @@ use crate::proto::content;
 use crate::proto::filesync;
 use crate::proto::health;
 use crate::registry::Proof;
+use crate::registry::Wanted;
 use crate::session::Secret;
 
 /// Bytes of a blob in one message. Session clients take 4 MiB.
@@ -109,7 +110,7 @@ impl auth::auth_server::Auth for Callbacks {
         let identity = self
             .0
             .credentials
-            .identity(&Ctx::background(), &host, &[])
+            .identity(&Ctx::background(), &host, Wanted::Password, &[])
             .await
             .map_err(|error| Status::unknown(error.to_string()))?;
         let (username, secret) = match identity.map(|identity| identity.proof) {

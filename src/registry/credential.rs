@@ -25,11 +25,21 @@ pub trait CredentialSource: Send + Sync + fmt::Debug {
         &self,
         ctx: &Ctx,
         host: &str,
+        wanted: Wanted,
         refused: &[IdentityId],
     ) -> Result<Option<Identity>, CredentialError>;
 
     /// Drops what is remembered of `identity`: a registry refused it, the secret may have changed.
     fn forget(&self, host: &str, identity: &IdentityId);
+}
+
+/// What a registry asks to be shown.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Wanted {
+    /// Name and password, on every request.
+    Password,
+    /// A token from its token server.
+    Token,
 }
 
 /// Names a secret without telling it. Equal IDs are equal rights.
@@ -142,6 +152,7 @@ impl CredentialSource for NoCredentials {
         &self,
         _ctx: &Ctx,
         _host: &str,
+        _wanted: Wanted,
         refused: &[IdentityId],
     ) -> Result<Option<Identity>, CredentialError> {
         Ok(Some(Identity::anonymous()).filter(|anonymous| !refused.contains(&anonymous.id)))
