@@ -33,19 +33,20 @@
 //! is an orphan that the collector takes. A deletion is recorded, done, then cleared, and done again
 //! at the next start if it was not cleared.
 
-#![allow(dead_code)]
-
 mod blob;
+mod candidate;
 mod collect;
 mod disk;
 mod error;
 mod fetch;
+mod ingest;
 mod origin;
 mod provider;
 mod reader;
 mod rows;
 mod stats;
 mod stream;
+mod write;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -67,6 +68,7 @@ pub use error::FetchError;
 pub use error::Refusal;
 pub use origin::KnownOrigin;
 pub use origin::Origin;
+pub use provider::Body;
 pub use provider::ByteStream;
 pub use provider::Cause;
 pub use provider::Connect;
@@ -83,7 +85,7 @@ pub use stats::ContentStats;
 
 use blob::BlobTable;
 use disk::Disk;
-use fetch::Fetch;
+use fetch::flight::Fetch;
 use stats::Counters;
 
 /// The blobs of this node. Clones are handles of the same store.
@@ -166,7 +168,7 @@ impl ContentStore {
     pub fn stat(&self, digest: &Digest) -> Result<Option<BlobStat>, ContentError> {
         let row = self.inner.db.read(|tx| rows::get(tx, digest))?;
         Ok(row.map(|row| BlobStat {
-            residency: self.residency(digest, row.size),
+            residency: self.residency(digest),
             size: row.size,
             media_type: row.media_type,
             origins: row.origins,
@@ -175,16 +177,16 @@ impl ContentStore {
 
     /// True if the blob's bytes are here. They may go unless the caller holds the blob.
     pub fn is_resident(&self, descriptor: &Descriptor) -> bool {
-        self.residency(&descriptor.digest, descriptor.size) == Residency::Resident
+        self.residency(&descriptor.digest) == Residency::Resident
     }
 
-    fn residency(&self, digest: &Digest, size: u64) -> Residency {
+    fn residency(&self, digest: &Digest) -> Residency {
         match self.inner.table.get(digest) {
             Some(blob::Residency::Remote) => Residency::Remote,
             Some(blob::Residency::Fetching(_)) => Residency::Fetching,
             Some(blob::Residency::Resident { .. }) => Residency::Resident,
             Some(blob::Residency::Evicting { .. }) => Residency::Evicting,
-            None if self.inner.disk.size_of(digest) == Some(size) => Residency::Resident,
+            None if self.inner.disk.size_of(digest).is_some() => Residency::Resident,
             None => Residency::Remote,
         }
     }
@@ -289,3 +291,6 @@ impl ContentStore {
         collect::fsck(&self.inner).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::daemon::Daemon;
-use super::daemon::scrub;
+use super::process::scrub;
 use super::tools::tool;
 
 /// A client of one address with a Docker configuration of its own.

@@ -6,21 +6,21 @@ use std::fs::File;
 use std::io::Read;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::path::PathBuf;
-use std::process::Child;
 use std::process::Command;
 use std::process::ExitStatus;
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::Pid;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::disk::DiskWatch;
 use super::disk::disk_usage;
+use super::process::Process;
+use super::process::died_of;
+use super::process::scrub;
 use super::registry::TestRegistry;
 use super::wait::poll;
 
@@ -44,9 +44,10 @@ pub struct DaemonOptions {
 /// A daemon, running or not, with its directory. It is killed when dropped, and its log is shown if
 /// the test fails.
 pub struct Daemon {
-    directory: TempDir,
+    process: Option<Process>,
     options: DaemonOptions,
-    child: Option<Child>,
+    /// Removed after the process has ended.
+    directory: TempDir,
 }
 
 impl Daemon {
@@ -69,7 +70,7 @@ impl Daemon {
         }
         std::fs::write(directory.path().join("buildkitd.toml"), &options.config)
             .expect("write the configuration");
-        Self { directory, options, child: None }
+        Self { process: None, options, directory }
     }
 
     /// Starts it on the root as it is, and waits until it can be connected to.
@@ -78,7 +79,7 @@ impl Daemon {
         let socket = self.socket();
         let mut ended = None;
         let connects = poll(START_LIMIT, || {
-            ended = self.child.as_mut().and_then(|child| child.try_wait().expect("ask for the child"));
+            ended = self.process.as_mut().and_then(Process::ended);
             ended.is_some() || UnixStream::connect(&socket).is_ok()
         });
         assert!(ended.is_none(), "thunkd ended at start: {ended:?}\n{}", self.log());
@@ -87,7 +88,7 @@ impl Daemon {
 
     /// Starts it without waiting: for starts that must fail, see [`Daemon::wait`].
     pub fn spawn(&mut self) {
-        assert!(self.child.is_none(), "thunkd runs already");
+        assert!(self.process.is_none(), "thunkd runs already");
         // A socket left by a kill would connect to nobody, but exist.
         let _ = std::fs::remove_file(self.socket());
         let log = File::options().create(true).append(true).open(self.log_path()).expect("open the log");
@@ -111,7 +112,7 @@ impl Daemon {
         if let Some(failpoint) = self.options.failpoint.take() {
             command.env("THUNKD_FAILPOINT", failpoint);
         }
-        self.child = Some(command.spawn().expect("start thunkd"));
+        self.process = Some(Process::spawn(command));
     }
 
     /// Arms failpoints for the next start.
@@ -127,29 +128,21 @@ impl Daemon {
 
     /// `kill -9`, and nothing is left of the process.
     pub fn kill9(&mut self) {
-        let mut child = self.child.take().expect("thunkd runs");
-        child.kill().expect("kill thunkd");
-        child.wait().expect("wait for thunkd");
+        assert!(self.is_running(), "thunkd has ended by itself:\n{}", self.log());
+        self.process = None;
     }
 
     /// Waits until a failpoint has killed it.
     pub fn wait_killed(&mut self) {
         let status = self.wait(KILL_LIMIT);
-        assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "thunkd was not killed:\n{}", self.log());
+        assert!(died_of(status, Signal::KILL), "thunkd was not killed: {status}\n{}", self.log());
     }
 
     /// Waits until it has ended by itself.
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
-        let mut child = self.child.take().expect("thunkd runs");
-        let mut status = None;
-        poll(limit, || {
-            status = child.try_wait().expect("ask for the child");
-            status.is_some()
-        });
-        let Some(status) = status else {
-            self.child = Some(child);
-            panic!("thunkd still runs after {limit:?}:\n{}", self.log());
-        };
+        let status = self.process.as_mut().expect("thunkd runs").wait(limit);
+        let Some(status) = status else { panic!("thunkd still runs after {limit:?}:\n{}", self.log()) };
+        self.process = None;
         status
     }
 
@@ -161,7 +154,7 @@ impl Daemon {
     }
 
     pub fn signal(&self, signal: Signal) {
-        rustix::process::kill_process(self.pid(), signal).expect("signal thunkd");
+        self.process().signal(signal);
     }
 
     /// `terminate` and `start_again`.
@@ -171,7 +164,7 @@ impl Daemon {
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| child.try_wait().expect("ask for the child").is_none())
+        self.process.as_mut().is_some_and(|process| process.ended().is_none())
     }
 
     pub fn root(&self) -> PathBuf {
@@ -201,19 +194,14 @@ impl Daemon {
             .unwrap_or_default()
     }
 
+    /// The running process: its memory, for example.
+    pub fn process(&self) -> &Process {
+        self.process.as_ref().expect("thunkd runs")
+    }
+
     /// Bytes of memory that were resident at most since the start (or `forget_peak_memory`).
     pub fn peak_memory(&self) -> u64 {
-        self.status_line("VmHWM")
-    }
-
-    pub fn memory(&self) -> u64 {
-        self.status_line("VmRSS")
-    }
-
-    /// Begins to measure the peak from here.
-    pub fn forget_peak_memory(&self) {
-        let file = format!("/proc/{}/clear_refs", self.pid().as_raw_nonzero());
-        std::fs::write(file, "5").expect("reset the peak");
+        self.process().peak_memory()
     }
 
     /// Bytes on disk below the root.
@@ -252,18 +240,6 @@ impl Daemon {
         *counters.get(name).unwrap_or_else(|| panic!("no counter {name} in {counters:?}"))
     }
 
-    fn status_line(&self, name: &str) -> u64 {
-        let file = format!("/proc/{}/status", self.pid().as_raw_nonzero());
-        let status = std::fs::read_to_string(file).expect("thunkd runs");
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        number.expect("kilobytes") * 1024
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_child(self.child.as_ref().expect("thunkd runs"))
-    }
-
     fn debug_socket(&self) -> PathBuf {
         self.directory.path().join("debug.sock")
     }
@@ -275,30 +251,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            // Both fail only if it has ended by itself.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
         if std::thread::panicking() {
             eprintln!("thunkd said:\n{}", self.log());
         }
-    }
-}
-
-/// Takes out of the environment what would let the machine's set-up into a test.
-pub(super) fn scrub(command: &mut Command, home: &Path) {
-    let proxies = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"];
-    for name in proxies.into_iter().flat_map(|name| [name.to_owned(), name.to_uppercase()]) {
-        command.env_remove(name);
-    }
-    for name in ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "THUNKD_FAILPOINT", "RUST_LOG", "BUILDKIT_HOST"]
-    {
-        command.env_remove(name);
-    }
-    command.env("HOME", home).env("DOCKER_CONFIG", home.join(".docker"));
-    for name in ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"] {
-        command.env_remove(name);
     }
 }
 

@@ -7,13 +7,13 @@ use std::io::Seek;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::process::Process;
 use super::tools::tool;
 use super::wait::poll;
 
@@ -21,7 +21,7 @@ const START: Duration = Duration::from_secs(20);
 
 /// A running docker-registry with its storage in a temporary directory.
 pub struct DockerRegistry {
-    child: Child,
+    process: Process,
     host: String,
     log: File,
     /// Removed after the child has ended.
@@ -44,15 +44,15 @@ impl DockerRegistry {
         let config = directory.path().join("config.yml");
         std::fs::write(&config, config_text(&host, directory.path())).expect("write the configuration");
         let log = tempfile::tempfile().expect("a file for the log");
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg("serve")
             .arg(&config)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log.try_clone().expect("a second handle"))
-            .spawn()
-            .expect("start docker-registry");
-        let mut registry = Self { child, host, log, _directory: directory };
+            .stderr(log.try_clone().expect("a second handle"));
+        let process = Process::spawn(command);
+        let mut registry = Self { process, host, log, _directory: directory };
         registry.is_up().then_some(registry)
     }
 
@@ -79,7 +79,7 @@ impl DockerRegistry {
     fn is_up(&mut self) -> bool {
         let mut dead = false;
         let connects = poll(START, || {
-            dead = self.child.try_wait().expect("ask for the child").is_some();
+            dead = self.process.ended().is_some();
             dead || TcpStream::connect(&self.host).is_ok()
         });
         connects && !dead
@@ -88,9 +88,6 @@ impl DockerRegistry {
 
 impl Drop for DockerRegistry {
     fn drop(&mut self) {
-        // Both fail only if it has ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
         if std::thread::panicking() {
             eprintln!("docker-registry said:\n{}", self.log());
         }

@@ -27,7 +27,8 @@ pub fn image_with(reference: impl AsRef<str>, attributes: &[(&str, &str)]) -> St
     source(&format!("docker-image://{}", reference.as_ref()), attributes)
 }
 
-/// An image in a client's OCI layout: `oci-layout://<name>@<digest>`, from the store of that name.
+/// An image in a client's OCI layout: `oci-layout://<name>@<digest>`, where the name is a reference
+/// with a host (`example.com/base`), from the client's store `store`.
 pub fn oci_layout(name: &str, digest: &str, store: &str, attributes: &[(&str, &str)]) -> State {
     let attributes = [&[("oci.store", store)], attributes].concat();
     source(&format!("oci-layout://{name}@{digest}"), &attributes)
@@ -62,7 +63,7 @@ impl State {
                 operations.push(operation.clone());
             }
         }
-        let bytes = op.encode_to_vec();
+        let bytes = encode(op);
         operations.push((sha256(&bytes), bytes, pb::OpMetadata::default()));
         Self { operations, output: 0 }
     }
@@ -115,10 +116,17 @@ impl State {
         let (_, bytes, metadata) = self.operations.pop().expect("a state has an operation");
         let mut op = pb::Op::decode(&bytes[..]).expect("our own bytes");
         change(&mut op);
-        let bytes = op.encode_to_vec();
+        let bytes = encode(op);
         self.operations.push((sha256(&bytes), bytes, metadata));
         self
     }
+}
+
+/// As Go encodes it, with the kind of the operation last: `buildkitd` encodes what it read again, and
+/// would come to another digest.
+fn encode(mut op: pb::Op) -> Vec<u8> {
+    let kind = pb::Op { op: op.op.take(), ..pb::Op::default() };
+    [op.encode_to_vec(), kind.encode_to_vec()].concat()
 }
 
 fn platform(text: &str) -> pb::Platform {

@@ -9,26 +9,37 @@
 //! | `digest` | digests computed independently |
 //! | `daemon`, `disk` | `Daemon`: `thunkd` as a process that is started, killed and measured |
 //! | `buildctl`, `llb` | `Buildctl`: the real client; LLB definitions for it |
-//! | `docker_registry` | `DockerRegistry`: a real registry that `TestRegistry` must agree with |
-//! | `http`, `tools`, `wait` | a plain HTTP client; foreign programs; waiting for them |
+//! | `client` | `Client`: a build client whose callbacks are counted, held and refused |
+//! | `docker_registry`, `buildkitd` | the real ones, with which `TestRegistry` and `Client` must agree |
+//! | `process`, `tools`, `wait` | child processes: measured, found, waited for |
+//! | `http`, `gate` | a plain HTTP client; where something waits until it is let go |
 
 pub mod blob;
 pub mod buildctl;
+pub mod buildkitd;
+pub mod client;
 pub mod daemon;
 pub mod digest;
 pub mod disk;
 pub mod docker_registry;
+pub mod gate;
 pub mod http;
 pub mod image;
 pub mod layer;
 pub mod layout;
 pub mod llb;
+pub mod process;
 pub mod registry;
 pub mod tools;
 pub mod wait;
 
 pub use self::blob::BlobSource;
 pub use self::buildctl::Buildctl;
+pub use self::buildkitd::Buildkitd;
+pub use self::client::Attachables;
+pub use self::client::Build;
+pub use self::client::Callback;
+pub use self::client::Client;
 pub use self::daemon::Daemon;
 pub use self::daemon::DaemonOptions;
 pub use self::daemon::trust;

@@ -15,8 +15,8 @@ use crate::harness::llb;
 #[test]
 fn a_daemon_starts_ends_and_starts_again_on_its_root() {
     let mut daemon = Daemon::start();
-    assert!(daemon.memory() > 0);
-    assert!(daemon.peak_memory() >= daemon.memory());
+    assert!(daemon.process().memory() > 0);
+    assert!(daemon.peak_memory() >= daemon.process().memory());
     assert!(daemon.disk_usage() > 0);
     daemon.terminate();
     assert!(!daemon.is_running());

@@ -201,6 +201,12 @@ impl<F> BlobTable<F> {
         }
     }
 
+    /// Runs `quick` if nothing happened to the blob in this process, and keeps it so meanwhile.
+    pub(super) fn while_unknown<T>(&self, digest: &Digest, quick: impl FnOnce() -> T) -> Option<T> {
+        let entries = self.entries();
+        (!entries.contains_key(digest)).then(quick)
+    }
+
     /// Runs `quick` if nothing moves and nobody holds the blob, and keeps it so meanwhile.
     pub(super) fn while_idle<T>(
         &self,

@@ -60,12 +60,21 @@ pub(super) struct Disk {
     root: PathBuf,
     next: AtomicU64,
     counters: Arc<Counters>,
+    /// The size that a partial blob can't exceed: a full disk, for tests.
+    #[cfg(test)]
+    full: AtomicU64,
 }
 
 impl Disk {
     /// Makes what is missing below `root` and removes what a crash left half written.
     pub(super) fn open(root: &Path, counters: Arc<Counters>) -> Result<Disk, ContentError> {
-        let disk = Disk { root: root.to_path_buf(), next: AtomicU64::new(0), counters };
+        let disk = Disk {
+            root: root.to_path_buf(),
+            next: AtomicU64::new(0),
+            counters,
+            #[cfg(test)]
+            full: AtomicU64::new(u64::MAX),
+        };
         for algorithm in ALGORITHMS {
             let path = disk.blobs(algorithm);
             fs::create_dir_all(&path).map_err(ContentError::io("make", &path))?;
@@ -123,10 +132,32 @@ impl Disk {
         File::open(&path).map_err(ContentError::io("open", &path))
     }
 
+    #[cfg(test)]
+    pub(super) fn fill_after(&self, size: u64) {
+        self.full.store(size, Ordering::SeqCst);
+    }
+
+    /// Appends to a partial blob that has `size` bytes.
+    pub(super) fn append(&self, file: &mut File, size: u64, bytes: &[u8]) -> io::Result<()> {
+        #[cfg(test)]
+        if size + bytes.len() as u64 > self.full.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let _ = size;
+        file.write_all(bytes)
+    }
+
     /// Opens a partial blob to append to it, made if there is none.
     pub(super) fn open_partial(&self, digest: &Digest) -> Result<File, ContentError> {
         let path = self.partial(digest);
-        let file = OpenOptions::new().read(true).append(true).create(true).open(&path);
+        let open = || OpenOptions::new().read(true).append(true).create(true).open(&path);
+        let file = open().or_else(|e| match e.kind() {
+            // Sealed already, and a crash came before the rename.
+            io::ErrorKind::PermissionDenied => {
+                fs::set_permissions(&path, Permissions::from_mode(0o644)).and_then(|()| open())
+            }
+            _ => Err(e),
+        });
         let file = file.map_err(ContentError::io("open", &path))?;
         failpoint::hit(Failpoint::IngestCreated)?;
         Ok(file)

@@ -1,33 +1,153 @@
-//! One owned task per blob.
+//! Making a blob resident: the asker's side.
+//!
+//! An asker looks the blob up and, if it is remote, begins a [`flight::Fetch`] or boards the one that
+//! runs, with its own candidates. What it gets is its own as well: the bytes if they came through a
+//! candidate of its own or it may have them otherwise, else the answers of its own candidates.
+
+pub(super) mod flight;
+mod transfer;
 
 use std::sync::Arc;
 
 use super::ContentError;
+use super::DescHandler;
 use super::DescHandlers;
 use super::FetchError;
 use super::Inner;
-use super::NewBlob;
+use super::blob::Residency;
+use super::stats::add;
+use crate::ctx::Cancelled;
 use crate::ctx::Ctx;
 use crate::lease::Lease;
 use crate::oci::Descriptor;
 
-#[derive(Debug)]
-pub(super) struct Fetch;
+use flight::Fetch;
+use flight::Outcome;
+use flight::Waiter;
 
 impl Inner {
     pub(super) async fn fetch(
         self: &Arc<Self>,
-        _ctx: &Ctx,
-        _descriptor: &Descriptor,
-        _handlers: &DescHandlers,
+        ctx: &Ctx,
+        descriptor: &Descriptor,
+        handlers: &DescHandlers,
     ) -> Result<Lease, FetchError> {
-        todo!()
+        let digest = descriptor.digest;
+        // First held, then looked up: see the invariants of the table.
+        let lease = self.leases.hold(digest);
+        match ctx.run(self.bring(ctx, descriptor, handlers.get(&digest))).await {
+            Ok(brought) => brought.map(|()| lease),
+            Err(Cancelled) => Err(FetchError::Cancelled { digest }),
+        }
     }
 
-    pub(super) async fn write_all(
+    /// Returns once the blob is resident and `ctx` may have it. The caller holds it.
+    async fn bring(
         self: &Arc<Self>,
-        _blobs: Vec<NewBlob>,
-    ) -> Result<Vec<(Descriptor, Lease)>, ContentError> {
-        todo!()
+        ctx: &Ctx,
+        descriptor: &Descriptor,
+        handlers: &[DescHandler],
+    ) -> Result<(), FetchError> {
+        let digest = descriptor.digest;
+        loop {
+            let state = self.look(descriptor).await.map_err(|e| FetchError::store(digest, e))?;
+            match state {
+                Residency::Resident { size } => {
+                    right_size(descriptor, size)?;
+                    self.entitle(ctx, descriptor, handlers, Vec::new()).await?;
+                    add(&self.counters.cached_bytes, size);
+                    return Ok(());
+                }
+                Residency::Evicting { ended, .. } => ended.cancelled().await,
+                Residency::Fetching(fetch) => {
+                    // A fetch for another size is for a wrong descriptor, theirs or ours: its end tells.
+                    let same = fetch.descriptor().size == descriptor.size;
+                    match same.then(|| self.board(&fetch, ctx, handlers)).transpose()?.flatten() {
+                        Some(waiter) => {
+                            return self.await_landing(waiter, ctx, descriptor, handlers, false).await;
+                        }
+                        None => drop(fetch.landed().await),
+                    }
+                }
+                Residency::Remote => {
+                    let fetch = Arc::new(Fetch::new(descriptor.clone(), &self.tasks));
+                    let waiter = self.board(&fetch, ctx, handlers)?;
+                    let waiter = waiter.expect("nobody else knows this fetch, so it can't have ended");
+                    // Whoever was faster is met in the next round.
+                    if self.table.begin(&digest, Arc::clone(&fetch)).is_ok() {
+                        add(&self.counters.fetches, 1);
+                        drop(self.tasks.spawn("fetch", transfer::run(Arc::clone(self), fetch)));
+                        return self.await_landing(waiter, ctx, descriptor, handlers, true).await;
+                    }
+                }
+            }
+        }
     }
+
+    fn board(
+        &self,
+        fetch: &Arc<Fetch>,
+        ctx: &Ctx,
+        handlers: &[DescHandler],
+    ) -> Result<Option<Waiter>, FetchError> {
+        let row = self.row(&fetch.descriptor().digest)?;
+        let candidates = self.candidates(ctx, handlers, row.as_ref());
+        let progress = handlers.iter().filter_map(|h| h.progress.clone()).collect();
+        Ok(fetch.board(candidates, progress))
+    }
+
+    async fn await_landing(
+        &self,
+        waiter: Waiter,
+        ctx: &Ctx,
+        descriptor: &Descriptor,
+        handlers: &[DescHandler],
+        began: bool,
+    ) -> Result<(), FetchError> {
+        let Descriptor { digest, size, .. } = *descriptor;
+        match waiter.fetch().landed().await {
+            Outcome::Arrived { by } => {
+                if by != Some(waiter.id()) {
+                    self.entitle(ctx, descriptor, handlers, waiter.refusals()).await?;
+                }
+                if !began {
+                    add(&self.counters.waited_bytes, size);
+                }
+                Ok(())
+            }
+            Outcome::Refused => Err(FetchError::refused(digest, waiter.refusals())),
+            Outcome::Failed(error) => Err(error),
+            Outcome::Abandoned => Err(FetchError::Cancelled { digest }),
+        }
+    }
+
+    /// What the blob is now, read off the disk if nothing happened to it in this process. A file that
+    /// is not what its name says is removed. The caller holds the blob.
+    pub(super) async fn look(
+        self: &Arc<Self>,
+        descriptor: &Descriptor,
+    ) -> Result<Residency<Fetch>, ContentError> {
+        let digest = descriptor.digest;
+        if let Some(state) = self.table.get(&digest) {
+            return Ok(state);
+        }
+        let mut found = self.disk.size_of(&digest);
+        if let Some(size) = found
+            && size != descriptor.size
+        {
+            // Either the file is torn or the descriptor wrong; the digest knows.
+            let disk = Arc::clone(&self.disk);
+            if !self.tasks.spawn_blocking("verify", move || disk.verify(&digest)).await?? {
+                tracing::warn!(%digest, size, expected = descriptor.size, "a blob's file was torn");
+                self.table.while_unknown(&digest, || self.disk.remove_blob(&digest)).transpose()?;
+                found = None;
+            }
+        }
+        Ok(self.table.get_or_note(&digest, found))
+    }
+}
+
+pub(super) fn right_size(descriptor: &Descriptor, actual: u64) -> Result<(), FetchError> {
+    let Descriptor { digest, size: expected, .. } = *descriptor;
+    if actual == expected { Ok(()) } else { Err(FetchError::WrongSize { digest, expected, actual }) }
 }

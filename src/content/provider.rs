@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::Stream;
 use futures::stream::BoxStream;
 
 use super::Origin;
@@ -38,12 +40,32 @@ pub trait Connect: fmt::Debug + Send + Sync {
 
 /// A blob's bytes on their way.
 pub struct Opened {
-    /// Where the stream begins, at most the offset that was asked for.
+    /// Where the body begins, at most the offset that was asked for.
     pub offset: u64,
-    pub stream: ByteStream,
+    pub body: Pin<Box<dyn Body>>,
 }
 
+/// The bytes from an offset to the end of a blob, unverified.
+pub trait Body: Stream<Item = Result<Bytes, ProvideError>> + Send {
+    /// Tells the provider that the bytes did not have the blob's digest, so that it takes another way
+    /// next time if it has one.
+    fn condemn(&self) {}
+}
+
+impl Body for ByteStream {}
+
 pub type ByteStream = BoxStream<'static, Result<Bytes, ProvideError>>;
+
+impl Opened {
+    /// Of a provider that has no other way.
+    pub fn new(
+        offset: u64,
+        stream: impl Stream<Item = Result<Bytes, ProvideError>> + Send + 'static,
+    ) -> Opened {
+        let stream: ByteStream = Box::pin(stream);
+        Opened { offset, body: Box::pin(stream) }
+    }
+}
 
 impl fmt::Debug for Opened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -48,6 +48,11 @@ impl BlobRow {
         }
     }
 
+    /// Sets the size that the bytes have, whatever a descriptor said. Returns whether that changed it.
+    fn resize(&mut self, size: u64) -> bool {
+        std::mem::replace(&mut self.size, size) != size
+    }
+
     /// Adds an origin, or proves one that is there. Returns whether that changed anything.
     fn note(&mut self, origin: &Origin, proven: bool) -> bool {
         if let Some(known) = self.origins.iter_mut().find(|k| k.origin == *origin) {
@@ -92,13 +97,13 @@ pub(super) fn prove(tx: &WriteTx, digest: &Digest, origin: &Origin) -> Result<()
     update(tx, digest, || None, |row| row.note(origin, true))
 }
 
-/// Notes that the blob came from `origin`.
+/// Notes that the blob was had from or seen at `origin`, so that its size is known for sure.
 pub(super) fn arrived(tx: &WriteTx, descriptor: &Descriptor, origin: Option<&Origin>) -> Result<(), DbError> {
     update(
         tx,
         &descriptor.digest,
         || Some(BlobRow::new(descriptor)),
-        |row| origin.is_some_and(|origin| row.note(origin, true)),
+        |row| row.resize(descriptor.size) | origin.is_some_and(|origin| row.note(origin, true)),
     )
 }
 
@@ -108,7 +113,7 @@ pub(super) fn made(tx: &WriteTx, descriptor: &Descriptor) -> Result<(), DbError>
         tx,
         &descriptor.digest,
         || Some(BlobRow::new(descriptor)),
-        |row| !std::mem::replace(&mut row.local, true),
+        |row| row.resize(descriptor.size) | !std::mem::replace(&mut row.local, true),
     )
 }
 

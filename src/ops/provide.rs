@@ -3,15 +3,19 @@
 //! A provider holds no right of its own. Each call asks with those of its [`Ctx`], at that moment.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::Stream;
 use futures::StreamExt;
 use futures::TryStreamExt;
 use futures::stream;
 
-use crate::content::ByteStream;
+use crate::content::Body;
 use crate::content::Connect;
 use crate::content::Opened;
 use crate::content::Origin;
@@ -20,6 +24,7 @@ use crate::content::Provider;
 use crate::ctx::Ctx;
 use crate::oci::Descriptor;
 use crate::oci::media_type;
+use crate::registry::BlobBody;
 use crate::registry::RegistryClient;
 use crate::registry::RegistryError;
 use crate::registry::Repository;
@@ -83,7 +88,7 @@ impl Provider for RegistryProvider {
         }
         let body = self.client.open_blob(ctx, &self.repository, descriptor, offset).await;
         let body = body.map_err(provide_error)?;
-        Ok(Opened { offset: body.offset(), stream: body.map_err(provide_error).boxed() })
+        Ok(Opened { offset: body.offset(), body: Box::pin(RegistryBody(body)) })
     }
 
     async fn probe(&self, ctx: &Ctx, descriptor: &Descriptor) -> Result<(), ProvideError> {
@@ -100,13 +105,29 @@ impl Provider for RegistryProvider {
     }
 }
 
+struct RegistryBody(BlobBody);
+
+impl Stream for RegistryBody {
+    type Item = Result<Bytes, ProvideError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_next_unpin(context).map_err(provide_error)
+    }
+}
+
+impl Body for RegistryBody {
+    fn condemn(&self) {
+        self.0.condemn();
+    }
+}
+
 /// Manifests are at another address than blobs.
 fn is_manifest(descriptor: &Descriptor) -> bool {
     media_type::is_manifest(&descriptor.media_type) || media_type::is_index(&descriptor.media_type)
 }
 
 fn opened(bytes: Bytes) -> Opened {
-    Opened { offset: 0, stream: stream::once(async move { Ok(bytes) }).boxed() }
+    Opened::new(0, stream::once(async move { Ok(bytes) }))
 }
 
 fn provide_error(error: RegistryError) -> ProvideError {
@@ -200,8 +221,7 @@ impl Provider for SessionProvider {
                 content.read(&digest, offset).await.map_err(session_error)
             })
             .await?;
-        let stream: ByteStream = stream.map_err(session_error).boxed();
-        Ok(Opened { offset, stream })
+        Ok(Opened::new(offset, stream.map_err(session_error)))
     }
 
     async fn probe(&self, ctx: &Ctx, descriptor: &Descriptor) -> Result<(), ProvideError> {

@@ -11,11 +11,11 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::connection::Connection;
-use super::fault::Gate;
 use super::fault::How;
 use super::fault::Plan;
 use super::journal::Entry;
 use super::reply::Reply;
+use crate::harness::gate::Gate;
 
 /// The connection (or HTTP/2 stream) ends here, on purpose or because the client left.
 #[derive(Debug, thiserror::Error)]

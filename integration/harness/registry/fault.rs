@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::sync::Mutex;
 
-use tokio::sync::watch;
-
 use super::journal::Request;
 use super::point::Point;
+use crate::harness::gate::Gate;
 
 /// What goes wrong with a request. Offsets are bytes of the body: the request's for uploads and
 /// manifest PUTs, the reply's for everything else.
@@ -88,15 +87,12 @@ impl Hold {
 
     /// Waits until so many requests have come to this point, gone on since or not.
     pub async fn reached_by(&self, requests: usize) {
-        let mut arrived = self.gate.arrived.subscribe();
-        let all = arrived.wait_for(|&arrived| arrived >= requests);
-        let timely = tokio::time::timeout(super::PATIENCE, all).await;
-        assert!(timely.is_ok(), "{} of {requests} requests reached the hold", self.arrived());
+        self.gate.reached_by(requests).await;
     }
 
     /// How many requests have come to this point, gone on since or not.
     pub fn arrived(&self) -> usize {
-        *self.gate.arrived.borrow()
+        self.gate.arrived()
     }
 
     /// Lets all requests go on, those to come as well.
@@ -106,25 +102,6 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         self.rules.lift(self.number);
-    }
-}
-
-/// Where requests wait.
-pub(super) struct Gate {
-    arrived: watch::Sender<usize>,
-    open: watch::Sender<bool>,
-}
-
-impl Gate {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { arrived: watch::Sender::new(0), open: watch::Sender::new(false) })
-    }
-
-    pub async fn pass(&self) {
-        self.arrived.send_modify(|arrived| *arrived += 1);
-        let mut open = self.open.subscribe();
-        // The sender lives as long as `self`, so this ends only by opening.
-        let _ = open.wait_for(|&open| open).await;
     }
 }
 
@@ -203,7 +180,7 @@ impl Rules {
     }
 
     fn add(&self, point: Point, action: Action) -> (usize, Arc<Gate>) {
-        let gate = Gate::new();
+        let gate = Arc::new(Gate::closed());
         let mut rules = self.rules.lock().expect("rules");
         rules.push(Rule { point, action, gate: gate.clone(), seen: 0, fired: 0, lifted: false });
         (rules.len() - 1, gate)
@@ -221,6 +198,6 @@ impl Rules {
 impl Rule {
     fn lift(&mut self) {
         self.lifted = true;
-        self.gate.open.send_replace(true);
+        self.gate.open();
     }
 }

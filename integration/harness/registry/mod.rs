@@ -59,10 +59,9 @@ use self::serve::Shared;
 use self::server::Server;
 use self::store::Store;
 use super::blob::BlobSource;
+use super::gate::PATIENCE;
 use super::image::Image;
 
-/// How long a wait for something that a test expects may take before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The service's name in challenges.
 pub const SERVICE: &str = "test-registry";
 

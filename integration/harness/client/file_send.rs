@@ -1,0 +1,73 @@
+//! Archives that the daemon sends to a client.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use futures::StreamExt as _;
+use futures::stream;
+use futures::stream::BoxStream;
+use thunk::proto::filesync::BytesMessage;
+use thunk::proto::filesync::file_send_server::FileSend;
+use tonic::Request;
+use tonic::Response;
+use tonic::Status;
+use tonic::Streaming;
+use tonic::async_trait;
+
+use super::callback::Callback;
+use super::callback::Calls;
+
+const EXPORTER: &str = "buildkit-attachable-exporter-id";
+const METADATA_PREFIX: &str = "exporter-md-";
+
+/// One file as it came.
+#[derive(Clone, Debug, Default)]
+pub struct Received {
+    pub bytes: Vec<u8>,
+    /// The exporter's response keys that were told before the first byte.
+    pub metadata: BTreeMap<String, String>,
+    /// The daemon ended the file: what is there is all.
+    pub whole: bool,
+}
+
+/// By the exporter's number, as text.
+pub(super) type Files = Arc<Mutex<BTreeMap<String, Received>>>;
+
+pub(super) struct FileSendService {
+    pub calls: Arc<Calls>,
+    pub files: Files,
+    /// Counts bytes and keeps none: for archives that are too large to keep.
+    pub discard: bool,
+}
+
+#[async_trait]
+impl FileSend for FileSendService {
+    type DiffCopyStream = BoxStream<'static, Result<BytesMessage, Status>>;
+
+    async fn diff_copy(
+        &self,
+        request: Request<Streaming<BytesMessage>>,
+    ) -> Result<Response<Self::DiffCopyStream>, Status> {
+        let text = |key: &str| Some(request.metadata().get(key)?.to_str().ok()?.to_owned());
+        let exporter = text(EXPORTER).unwrap_or_else(|| "0".to_owned());
+        let metadata = request.metadata().keys().filter_map(|key| match key {
+            tonic::metadata::KeyRef::Ascii(key) => {
+                Some((key.as_str().strip_prefix(METADATA_PREFIX)?.to_owned(), text(key.as_str())?))
+            }
+            tonic::metadata::KeyRef::Binary(_) => None,
+        });
+        let received = Received { metadata: metadata.collect(), ..Received::default() };
+        self.files.lock().expect("files").insert(exporter.clone(), received);
+        self.calls.enter(Callback::FileSend, &exporter).await?;
+        let mut messages = request.into_inner();
+        while let Some(message) = messages.message().await? {
+            if !self.discard {
+                let mut files = self.files.lock().expect("files");
+                files.entry(exporter.clone()).or_default().bytes.extend_from_slice(&message.data);
+            }
+        }
+        self.files.lock().expect("files").entry(exporter).or_default().whole = true;
+        Ok(Response::new(stream::empty().boxed()))
+    }
+}

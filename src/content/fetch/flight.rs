@@ -1,0 +1,219 @@
+//! [`Fetch`]: what a running fetch and those who wait for it share.
+//!
+//! # Invariants
+//!
+//! - A [`Waiter`] is an interest in the bytes. The token is cancelled when the last one goes, and from
+//!   then on, or once the task has run out of candidates, nobody can board: late comers wait for the end
+//!   and begin anew.
+//! - A waiter that leaves takes its candidates along: what it was allowed to do is not done for
+//!   others afterwards. A transfer that is already under way goes on.
+//!
+//! # Locking
+//!
+//! One mutex, held for memory operations and progress reports, which never block.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::super::FetchError;
+use super::super::ProvideError;
+use super::super::Refusal;
+use super::super::candidate::Candidate;
+use crate::oci::Descriptor;
+use crate::progress::TransferProgress;
+use crate::task::Tasks;
+
+/// One fetch of one blob.
+#[derive(Debug)]
+pub(in crate::content) struct Fetch {
+    descriptor: Descriptor,
+    token: CancellationToken,
+    aboard: Mutex<Aboard>,
+    outcome: watch::Sender<Option<Outcome>>,
+}
+
+/// How a fetch ended.
+#[derive(Clone, Debug)]
+pub(in crate::content) enum Outcome {
+    /// The blob is resident. Its bytes, the last of them at least, came through a candidate of waiter
+    /// `by`, if not all of them were here before.
+    Arrived { by: Option<u64> },
+    /// No candidate had it. Each waiter has its own answers.
+    Refused,
+    /// This node failed, which is everybody's error.
+    Failed(FetchError),
+    /// The last waiter left, or the daemon stops.
+    Abandoned,
+}
+
+#[derive(Debug, Default)]
+struct Aboard {
+    waiters: Vec<Listener>,
+    candidates: Vec<Entry>,
+    next_id: u64,
+    /// Bytes that are here.
+    current: u64,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Listener {
+    id: u64,
+    progress: Vec<Arc<dyn TransferProgress>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    waiter: u64,
+    candidate: Candidate,
+    refusal: Option<ProvideError>,
+}
+
+/// A candidate whose turn it is.
+#[derive(Debug)]
+pub(super) struct Turn {
+    pub waiter: u64,
+    pub candidate: Candidate,
+}
+
+/// One asker's interest in a fetch.
+#[derive(Debug)]
+pub(in crate::content) struct Waiter {
+    id: u64,
+    fetch: Arc<Fetch>,
+}
+
+impl Fetch {
+    pub(super) fn new(descriptor: Descriptor, tasks: &Tasks) -> Fetch {
+        let token = tasks.token().child_token();
+        Fetch { descriptor, token, aboard: Mutex::default(), outcome: watch::Sender::new(None) }
+    }
+
+    pub(in crate::content) fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    /// Cancelled when nobody wants the bytes any more.
+    pub(super) fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// Joins with some candidates; `None` if the fetch is about to end without the bytes.
+    pub(super) fn board(
+        self: &Arc<Self>,
+        candidates: Vec<Candidate>,
+        progress: Vec<Arc<dyn TransferProgress>>,
+    ) -> Option<Waiter> {
+        let mut aboard = self.aboard();
+        if aboard.closed {
+            return None;
+        }
+        let id = aboard.next_id;
+        aboard.next_id += 1;
+        for progress in &progress {
+            progress.start(self.descriptor.size);
+            progress.update(aboard.current);
+        }
+        aboard.waiters.push(Listener { id, progress });
+        let entries = candidates.into_iter().map(|candidate| Entry { waiter: id, candidate, refusal: None });
+        aboard.candidates.extend(entries);
+        Some(Waiter { id, fetch: Arc::clone(self) })
+    }
+
+    /// The next candidate to try. `None` closes the fetch: all have refused.
+    ///
+    /// A candidate whose question was answered for another waiter with the same rights gets the same
+    /// answer without being asked.
+    pub(super) fn next(&self) -> Option<Turn> {
+        let mut aboard = self.aboard();
+        while let Some(at) = aboard.candidates.iter().position(|e| e.refusal.is_none()) {
+            let entry = &aboard.candidates[at];
+            let same = aboard
+                .candidates
+                .iter()
+                .find(|e| e.refusal.is_some() && e.candidate.asks_the_same(&entry.candidate))
+                .and_then(|e| e.refusal.clone());
+            if same.is_none() {
+                return Some(Turn { waiter: entry.waiter, candidate: entry.candidate.clone() });
+            }
+            aboard.candidates[at].refusal = same;
+        }
+        aboard.closed = true;
+        None
+    }
+
+    /// Notes the answer of the candidate whose turn it was.
+    pub(super) fn refuse(&self, turn: &Turn, error: ProvideError) {
+        let mut aboard = self.aboard();
+        let mine = |e: &&mut Entry| {
+            e.waiter == turn.waiter && Arc::ptr_eq(&e.candidate.provider, &turn.candidate.provider)
+        };
+        // None if its waiter has left.
+        if let Some(entry) = aboard.candidates.iter_mut().find(mine) {
+            entry.refusal = Some(error);
+        }
+    }
+
+    /// Reports how many bytes are here to everybody who waits.
+    pub(super) fn report(&self, current: u64) {
+        let mut aboard = self.aboard();
+        aboard.current = current;
+        for progress in aboard.waiters.iter().flat_map(|w| &w.progress) {
+            progress.update(current);
+        }
+    }
+
+    pub(super) fn land(&self, outcome: Outcome) {
+        self.aboard().closed = true;
+        self.outcome.send_replace(Some(outcome));
+    }
+
+    /// Waits for the end.
+    pub(in crate::content) async fn landed(&self) -> Outcome {
+        let mut outcome = self.outcome.subscribe();
+        let landed = outcome.wait_for(Option::is_some).await;
+        landed.ok().and_then(|o| o.clone()).expect("the sender is in self, and the wait was for some")
+    }
+
+    fn aboard(&self) -> MutexGuard<'_, Aboard> {
+        self.aboard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiter {
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn fetch(&self) -> &Fetch {
+        &self.fetch
+    }
+
+    /// The answers of this waiter's own candidates so far.
+    pub(super) fn refusals(&self) -> Vec<Refusal> {
+        let aboard = self.fetch.aboard();
+        let mine = aboard.candidates.iter().filter(|e| e.waiter == self.id);
+        mine.filter_map(|e| Some(e.candidate.refusal(e.refusal.clone()?))).collect()
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let mut aboard = self.fetch.aboard();
+        aboard.candidates.retain(|e| e.waiter != self.id);
+        let left = aboard.waiters.iter().position(|w| w.id == self.id).map(|at| aboard.waiters.remove(at));
+        if aboard.waiters.is_empty() {
+            aboard.closed = true;
+            self.fetch.token.cancel();
+        }
+        drop(aboard);
+        for progress in left.iter().flat_map(|w| &w.progress) {
+            progress.complete();
+        }
+    }
+}

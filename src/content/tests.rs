@@ -1,0 +1,10 @@
+//! The store against scripted providers that count what is asked of them.
+
+mod access;
+mod collecting;
+mod crash;
+mod fetching;
+mod harness;
+mod model;
+mod streaming;
+mod writing;
