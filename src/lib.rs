@@ -55,6 +55,7 @@ pub mod content;
 // Row 7.
 pub mod cache;
 // Row 8.
+pub mod export;
 pub mod ops;
 // Row 9.
 pub mod solver;

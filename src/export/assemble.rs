@@ -1,0 +1,311 @@
+//! [`assemble`]: manifests, configs and an index around layers that exist. Nothing is downloaded.
+//!
+//! What we write is written as BuildKit writes it, byte for byte (OCI image specification
+//! `manifest.md`, `image-index.md`; Docker image manifest version 2, schema 2).
+
+use std::collections::BTreeMap;
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::ExportError;
+use super::Step;
+use super::annotations::Annotations;
+use super::config;
+use super::config::ConfigParts;
+use super::config::LayerOrigin;
+use super::config::Time;
+use super::json;
+use super::options::ImageOptions;
+use super::source::ExportSource;
+use super::source::ResultPlatform;
+use crate::cache::ImmutableRef;
+use crate::cache::Layer;
+use crate::content::DescHandlers;
+use crate::ctx::Ctx;
+use crate::oci::Descriptor;
+use crate::oci::DiffId;
+use crate::oci::Digest;
+use crate::oci::media_type;
+
+/// The annotations of a layer that say how it can be read, and are therefore kept.
+const KEPT_ANNOTATIONS: [&str; 2] =
+    ["containerd.io/snapshot/stargz/toc.digest", "io.containers.estargz.uncompressed-size"];
+
+/// A document that was made here.
+#[derive(Clone, Debug)]
+pub(super) struct Document {
+    pub(super) descriptor: Descriptor,
+    pub(super) bytes: Bytes,
+}
+
+/// A whole image: what was made, and where the rest is.
+#[derive(Clone, Debug)]
+pub(super) struct Image {
+    /// The index or the only manifest, with its platform and annotations.
+    pub(super) root: Descriptor,
+    /// Children before parents: the root is the last one.
+    pub(super) manifests: Vec<Document>,
+    pub(super) configs: Vec<Document>,
+    /// Each blob once.
+    pub(super) layers: Vec<Descriptor>,
+    /// Of an image for one platform.
+    pub(super) config_digest: Option<Digest>,
+    pub(super) handlers: DescHandlers,
+    /// Keep the records, and by them the layers.
+    pub(super) _refs: Vec<ImmutableRef>,
+}
+
+impl Image {
+    /// Everything that the image consists of.
+    pub(super) fn digests(&self) -> Vec<Digest> {
+        let documents = self.manifests.iter().chain(&self.configs).map(|d| d.descriptor.digest);
+        documents.chain(self.layers.iter().map(|l| l.digest)).collect()
+    }
+}
+
+/// One platform's part of an image.
+struct Part {
+    manifest: Document,
+    config: Document,
+    layers: Vec<Descriptor>,
+}
+
+/// Makes the documents of the image that `source` is. `options` are settled.
+pub(super) fn assemble(
+    ctx: &Ctx,
+    source: &ExportSource,
+    options: &ImageOptions,
+) -> Result<Image, ExportError> {
+    let platforms = source.platforms()?;
+    for named in options.annotations.platforms() {
+        if source.find(named).is_none() {
+            return Err(ExportError::AnnotationPlatform { platform: named.to_owned() });
+        }
+    }
+    if !options.is_oci() && options.annotations.need_oci() {
+        return Err(ExportError::AnnotationsNeedOci);
+    }
+    let mut parts = Vec::with_capacity(platforms.len());
+    let mut refs = Vec::new();
+    let mut handlers = DescHandlers::new();
+    let step = Step::start(ctx, "exporting layers");
+    for platform in &platforms {
+        let Some(found) = source.find(&platform.id) else {
+            return Err(ExportError::MissingRef { id: platform.id.clone() });
+        };
+        if let Some(reference) = found {
+            handlers.extend(reference.handlers());
+            refs.push(reference);
+        }
+    }
+    drop(step);
+    for platform in &platforms {
+        let reference = source.find(&platform.id).flatten();
+        let layers = reference.as_ref().map(ImmutableRef::layers).unwrap_or_default();
+        parts.push(part(ctx, source, options, platform, layers)?);
+    }
+    if source.is_multi_platform() {
+        return index(ctx, options, parts, refs, handlers);
+    }
+    if parts.len() > 1 {
+        return Err(ExportError::SinglePlatform { platforms: parts.len() });
+    }
+    let Annotations { index, index_descriptor, .. } = options.annotations.of(None);
+    if !index.is_empty() || !index_descriptor.is_empty() {
+        return Err(ExportError::NoIndex);
+    }
+    let Some(Part { manifest, config, layers }) = parts.pop() else {
+        return Err(ExportError::SinglePlatform { platforms: 0 });
+    };
+    let root = manifest.descriptor.clone();
+    let config_digest = Some(config.descriptor.digest);
+    Ok(Image {
+        root,
+        manifests: vec![manifest],
+        configs: vec![config],
+        layers: distinct(layers),
+        config_digest,
+        handlers,
+        _refs: refs,
+    })
+}
+
+fn part(
+    ctx: &Ctx,
+    source: &ExportSource,
+    options: &ImageOptions,
+    platform: &ResultPlatform,
+    layers: &[Layer],
+) -> Result<Part, ExportError> {
+    let base = source.base_config(platform);
+    let epoch = match options.epoch {
+        Some(epoch) => epoch,
+        None => source.epoch(Some(platform))?,
+    };
+    if options.rewrite_timestamp && epoch.is_some() {
+        refuse_rewriting(base, layers)?;
+    }
+    let origins: Vec<(DiffId, LayerOrigin)> = layers.iter().map(|l| (l.diff_id, origin(l))).collect();
+    let config = config::write(&ConfigParts {
+        config: source.config(platform).map(Bytes::as_ref),
+        base: base.map(Bytes::as_ref),
+        platform: &platform.platform,
+        layers: &origins,
+        epoch,
+    })?;
+    let oci = options.is_oci();
+    let config_type = if oci { media_type::OCI_CONFIG } else { media_type::DOCKER_CONFIG };
+    let config = document(config_type, config);
+    let layers: Vec<Descriptor> =
+        layers.iter().map(|layer| describe(layer, options)).collect::<Result<_, _>>()?;
+    // Without an index there is one platform, and what is said for one by name counts for none.
+    let annotations = options.annotations.of(source.is_multi_platform().then_some(&platform.platform));
+    let manifest_type = if oci { media_type::OCI_MANIFEST } else { media_type::DOCKER_MANIFEST };
+    let manifest = ManifestOut {
+        schema_version: 2,
+        media_type: manifest_type,
+        config: &config.descriptor,
+        layers: (!layers.is_empty()).then_some(layers.as_slice()),
+        annotations: &annotations.manifest,
+    };
+    let mut manifest = document(manifest_type, json::to_vec_indented(&manifest).map_err(ExportError::json)?);
+    manifest.descriptor.platform = Some(platform.platform.clone());
+    manifest.descriptor.annotations = annotations.manifest_descriptor;
+    drop(Step::start(ctx, format!("exporting manifest {}", manifest.descriptor.digest)));
+    drop(Step::start(ctx, format!("exporting config {}", config.descriptor.digest)));
+    Ok(Part { manifest, config, layers })
+}
+
+fn index(
+    ctx: &Ctx,
+    options: &ImageOptions,
+    parts: Vec<Part>,
+    refs: Vec<ImmutableRef>,
+    handlers: DescHandlers,
+) -> Result<Image, ExportError> {
+    let annotations = options.annotations.of(None);
+    let media_type = if options.is_oci() { media_type::OCI_INDEX } else { media_type::DOCKER_MANIFEST_LIST };
+    let manifests: Vec<&Descriptor> = parts.iter().map(|p| &p.manifest.descriptor).collect();
+    let index = IndexOut { schema_version: 2, media_type, manifests, annotations: &annotations.index };
+    let mut root = document(media_type, json::to_vec_indented(&index).map_err(ExportError::json)?);
+    root.descriptor.annotations = annotations.index_descriptor;
+    drop(Step::start(ctx, format!("exporting manifest list {}", root.descriptor.digest)));
+    let descriptor = root.descriptor.clone();
+    let (mut manifests, mut configs, mut layers) = (Vec::new(), Vec::new(), Vec::new());
+    for part in parts {
+        manifests.push(part.manifest);
+        configs.push(part.config);
+        layers.extend(part.layers);
+    }
+    manifests.push(root);
+    let layers = distinct(layers);
+    Ok(Image { root: descriptor, manifests, configs, layers, config_digest: None, handlers, _refs: refs })
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ManifestOut<'m> {
+    schema_version: u32,
+    media_type: &'m str,
+    config: &'m Descriptor,
+    /// `None` for no layer: a nil slice is `null` in Go.
+    layers: Option<&'m [Descriptor]>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'m BTreeMap<String, String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct IndexOut<'m> {
+    schema_version: u32,
+    media_type: &'m str,
+    manifests: Vec<&'m Descriptor>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'m BTreeMap<String, String>,
+}
+
+fn document(media_type: &str, bytes: Vec<u8>) -> Document {
+    Document { descriptor: Descriptor::of(media_type, &bytes), bytes: bytes.into() }
+}
+
+fn distinct(mut layers: Vec<Descriptor>) -> Vec<Descriptor> {
+    let mut seen = HashSet::new();
+    layers.retain(|layer| seen.insert(layer.digest));
+    layers
+}
+
+fn origin(layer: &Layer) -> LayerOrigin {
+    LayerOrigin {
+        created: layer.created.as_deref().and_then(Time::parse),
+        created_by: layer.created_by.clone(),
+    }
+}
+
+/// The layer as the manifest lists it.
+fn describe(layer: &Layer, options: &ImageOptions) -> Result<Descriptor, ExportError> {
+    let blob = &layer.blob;
+    let is_layer = media_type::is_layer(&blob.media_type);
+    if options.force_compression && is_layer && !options.compression.is_of(&blob.media_type) {
+        let what = format!("force-compression of layer {} to {}", blob.digest, options.compression.name());
+        return Err(ExportError::Unsupported { what });
+    }
+    let keep_urls = options.prefer_nondistributable && !blob.urls.is_empty();
+    let media_type = match media_type::compression(&blob.media_type) {
+        Some(compression) => layer_type(compression, keep_urls, options.is_oci()).to_owned(),
+        None => blob.media_type.clone(),
+    };
+    let mut descriptor = Descriptor::new(media_type, blob.digest, blob.size);
+    if keep_urls {
+        descriptor.urls.clone_from(&blob.urls);
+    }
+    if options.is_oci() {
+        let kept = blob.annotations.iter().filter(|(key, _)| KEPT_ANNOTATIONS.contains(&key.as_str()));
+        descriptor.annotations = kept.map(|(k, v)| (k.clone(), v.clone())).collect();
+    }
+    Ok(descriptor)
+}
+
+/// The media type of a layer; a layer that is had from nowhere else than here is distributable.
+fn layer_type(compression: media_type::Compression, foreign: bool, oci: bool) -> &'static str {
+    let distributable = match compression {
+        media_type::Compression::Uncompressed => media_type::OCI_LAYER,
+        media_type::Compression::Gzip => media_type::OCI_LAYER_GZIP,
+        media_type::Compression::Zstd => media_type::OCI_LAYER_ZSTD,
+    };
+    let media_type = match (foreign, compression) {
+        (false, _) => distributable,
+        (true, media_type::Compression::Uncompressed) => media_type::OCI_FOREIGN_LAYER,
+        (true, media_type::Compression::Gzip) => media_type::OCI_FOREIGN_LAYER_GZIP,
+        (true, media_type::Compression::Zstd) => media_type::OCI_FOREIGN_LAYER_ZSTD,
+    };
+    media_type::layer_as(media_type, oci)
+}
+
+/// Layers of the base image keep their times; others would have to be unpacked and packed again.
+fn refuse_rewriting(base: Option<&Bytes>, layers: &[Layer]) -> Result<(), ExportError> {
+    #[derive(serde::Deserialize)]
+    struct Base {
+        rootfs: RootFs,
+    }
+    #[derive(serde::Deserialize)]
+    struct RootFs {
+        #[serde(default)]
+        diff_ids: Option<Vec<DiffId>>,
+    }
+    let of_base: Vec<DiffId> = match base.filter(|b| !b.is_empty()) {
+        Some(text) => {
+            let base: Base = serde_json::from_slice(text).map_err(ExportError::json)?;
+            base.rootfs.diff_ids.unwrap_or_default()
+        }
+        None => Vec::new(),
+    };
+    let of_base = layers.iter().zip(&of_base).take_while(|(layer, base)| layer.diff_id == **base).count();
+    match layers.get(of_base) {
+        None => Ok(()),
+        Some(layer) => Err(ExportError::Unsupported {
+            what: format!("rewrite-timestamp of layer {}", layer.blob.digest),
+        }),
+    }
+}

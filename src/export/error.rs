@@ -1,0 +1,78 @@
+//! [`ExportError`]: why an export failed.
+
+use super::config::InvalidConfig;
+use super::options::InvalidOptions;
+use super::push::PushFailure;
+use crate::content::ContentError;
+use crate::content::FetchError;
+use crate::ctx::Cancelled;
+use crate::db::DbError;
+use crate::oci::InvalidReference;
+use crate::session::SessionError;
+
+/// A result could not be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    #[error("{what} is not supported")]
+    Unsupported { what: String },
+    #[error(transparent)]
+    Options(#[from] InvalidOptions),
+    #[error(transparent)]
+    Config(#[from] InvalidConfig),
+    #[error("invalid {key} from the frontend: {reason}")]
+    Metadata { key: String, reason: String },
+    #[error("failed to find ref for ID {id}")]
+    MissingRef { id: String },
+    #[error("cannot export {platforms} platforms without multi-platform enabled")]
+    SinglePlatform { platforms: usize },
+    #[error("invalid annotation: no platform {platform} found in source")]
+    AnnotationPlatform { platform: String },
+    #[error("cannot export annotations with \"oci-mediatypes=false\"")]
+    AnnotationsNeedOci,
+    #[error("index annotations not supported for single platform export")]
+    NoIndex,
+    #[error("docker exporter does not currently support exporting manifest lists")]
+    DockerIndex,
+    #[error("can't push tagged ref {name} by digest")]
+    TaggedByDigest { name: String },
+    #[error(transparent)]
+    Name(#[from] InvalidReference),
+    #[error("failed to push {name}: {source}")]
+    Push { name: String, source: PushFailure },
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error("the client did not take the export: {0}")]
+    Session(#[from] SessionError),
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    #[error(transparent)]
+    Db(#[from] DbError),
+    #[error("a document of the image can't be written or read")]
+    Json {
+        #[source]
+        cause: serde_json::Error,
+    },
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl ExportError {
+    pub(super) fn json(cause: serde_json::Error) -> ExportError {
+        ExportError::Json { cause }
+    }
+
+    /// True if the export ended because its request did.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            ExportError::Cancelled | ExportError::Fetch(FetchError::Cancelled { .. }) => true,
+            ExportError::Push { source, .. } => source.is_cancelled(),
+            _ => false,
+        }
+    }
+}
+
+impl From<Cancelled> for ExportError {
+    fn from(_: Cancelled) -> ExportError {
+        ExportError::Cancelled
+    }
+}

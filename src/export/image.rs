@@ -1,0 +1,249 @@
+//! The `image` exporter: an image of this node by its names, and pushes of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+
+use super::ExportError;
+use super::ExportTarget;
+use super::Exported;
+use super::Exporters;
+use super::Step;
+use super::assemble::Image;
+use super::assemble::assemble;
+use super::json;
+use super::options::ImageOptions;
+use super::options::parse_flag;
+use super::push::Destination;
+use super::push::Push;
+use super::source::ExportSource;
+use crate::content::NewBlob;
+use crate::ctx::Ctx;
+use crate::lease::Lease;
+use crate::oci::Descriptor;
+use crate::oci::InvalidReference;
+use crate::oci::Reference;
+
+/// Attributes of the `image` exporter.
+#[derive(Clone, Debug)]
+pub(super) struct ImageExport {
+    options: ImageOptions,
+    push: bool,
+    push_by_digest: bool,
+    insecure: bool,
+    store: bool,
+    name_canonical: bool,
+    dangling_prefix: String,
+    dangling_empty_only: bool,
+    /// Attributes that we don't know are metadata of the result.
+    metadata: BTreeMap<String, String>,
+}
+
+/// A push that is to follow.
+#[derive(Debug)]
+pub(super) struct PendingPush {
+    push: Push,
+    image: Arc<Image>,
+    destination: Destination,
+}
+
+impl PendingPush {
+    pub(super) async fn run(&self, ctx: &Ctx) -> Result<(), ExportError> {
+        self.push.image(ctx, &self.image, &self.destination).await
+    }
+}
+
+impl ImageExport {
+    pub(super) fn parse(attributes: BTreeMap<String, String>) -> Result<ImageExport, ExportError> {
+        let (options, rest) = ImageOptions::parse(attributes, true)?;
+        let mut export = ImageExport {
+            options,
+            push: false,
+            push_by_digest: false,
+            insecure: false,
+            store: true,
+            name_canonical: false,
+            dangling_prefix: String::new(),
+            dangling_empty_only: false,
+            metadata: BTreeMap::new(),
+        };
+        for (key, value) in rest {
+            match key.as_str() {
+                "push" => export.push = parse_flag(&key, &value)?,
+                "push-by-digest" => export.push_by_digest = parse_flag(&key, &value)?,
+                "registry.insecure" => export.insecure = parse_flag(&key, &value)?,
+                "store" => export.store = parse_flag(&key, &value)?,
+                "name-canonical" => export.name_canonical = parse_flag(&key, &value)?,
+                "dangling-name-prefix" => export.dangling_prefix = value,
+                // Spelled so by clients.
+                "danging-name-empty-only" => export.dangling_empty_only = parse_flag(&key, &value)?,
+                // A named image here may be incomplete anyway: its layers stay where they are.
+                "unsafe-internal-store-allow-incomplete" => {
+                    parse_flag(&key, &value)?;
+                }
+                "unpack" => {
+                    if parse_flag(&key, &value)? {
+                        return Err(ExportError::Unsupported { what: "exporter option unpack".to_owned() });
+                    }
+                }
+                _ => {
+                    export.metadata.insert(key, value);
+                }
+            }
+        }
+        if export.push {
+            for name in names(&export.options.name).filter(|name| *name != "*") {
+                export.destination(name)?;
+            }
+        }
+        Ok(export)
+    }
+
+    pub(super) async fn run(
+        &self,
+        ctx: &Ctx,
+        exporters: &Exporters,
+        source: &ExportSource,
+        target: ExportTarget,
+    ) -> Result<Exported, ExportError> {
+        let (source, options) = prepare(&self.options, &self.metadata, source, target.defaults_to_oci())?;
+        let image = assemble(ctx, &source, &options)?;
+        let root = image.root.clone();
+        let mut response = response(&image, &root)?;
+        let name = self.name(&source, &image);
+        if let Some((name, canonical)) = &name {
+            let epoch = match options.epoch {
+                Some(epoch) => epoch,
+                None => source.epoch(None)?,
+            };
+            if self.store {
+                let canonical = *canonical;
+                self.store(ctx, exporters, &image, name, canonical, epoch.unwrap_or_else(Timestamp::now))
+                    .await?;
+            }
+            response.insert("image.name".to_owned(), name.clone());
+        }
+        let image = Arc::new(image);
+        let mut pending = Vec::new();
+        if let (true, Some((name, _))) = (self.push, &name) {
+            for name in names(name) {
+                let (push, image) = (exporters.push.clone(), Arc::clone(&image));
+                pending.push(PendingPush { push, image, destination: self.destination(name)? });
+            }
+        }
+        Ok(Exported { response, descriptor: root, pending })
+    }
+
+    /// The names of the image, and whether each gets a canonical one as well.
+    fn name(&self, source: &ExportSource, image: &Image) -> Option<(String, bool)> {
+        let mut name = match self.options.name.as_str() {
+            "*" => source.name().unwrap_or_else(|| "*".to_owned()),
+            name => name.to_owned(),
+        };
+        let mut canonical = self.name_canonical;
+        if !self.dangling_prefix.is_empty() && (!self.dangling_empty_only || name.is_empty()) {
+            let dangling = format!("{}@{}", self.dangling_prefix, image.root.digest);
+            if name.is_empty() {
+                name = dangling;
+                canonical = false;
+            } else {
+                name = format!("{name},{dangling}");
+            }
+        }
+        (!name.is_empty()).then_some((name, canonical))
+    }
+
+    async fn store(
+        &self,
+        ctx: &Ctx,
+        exporters: &Exporters,
+        image: &Image,
+        name: &str,
+        canonical: bool,
+        updated_at: Timestamp,
+    ) -> Result<(), ExportError> {
+        let _leases = keep(exporters, image).await?;
+        for name in names(name) {
+            let _step = Step::start(ctx, format!("naming to {name}"));
+            let mut all = vec![name.to_owned()];
+            if canonical && !name.contains('@') {
+                all.push(format!("{name}@{}", image.root.digest));
+            }
+            for name in all {
+                // By the full name, under which a source looks for it.
+                let name = match name.parse::<Reference>() {
+                    Ok(reference) => reference.with_default_tag().to_string(),
+                    Err(_) => name,
+                };
+                let named = exporters.images.set(&name, image.root.clone(), image.digests(), updated_at);
+                ctx.run(named).await??;
+            }
+        }
+        Ok(())
+    }
+
+    fn destination(&self, name: &str) -> Result<Destination, ExportError> {
+        let reference: Reference = name.parse().map_err(|error: InvalidReference| error)?;
+        if self.push_by_digest && (reference.tag.is_some() || reference.digest.is_some()) {
+            return Err(ExportError::TaggedByDigest { name: reference.to_string() });
+        }
+        let reference = if self.push_by_digest {
+            reference
+        } else {
+            Reference { digest: None, ..reference }.with_default_tag()
+        };
+        Ok(Destination { reference, by_digest: self.push_by_digest, insecure: self.insecure })
+    }
+}
+
+fn names(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim).filter(|name| !name.is_empty())
+}
+
+/// Stores the documents of the image, so that a name can hold them.
+async fn keep(exporters: &Exporters, image: &Image) -> Result<Vec<Lease>, ExportError> {
+    let documents = image.manifests.iter().chain(&image.configs);
+    let blobs = documents
+        .map(|d| NewBlob { media_type: d.descriptor.media_type.clone(), bytes: d.bytes.clone() })
+        .collect();
+    let written = exporters.content.write_all(blobs).await?;
+    Ok(written.into_iter().map(|(_, lease)| lease).collect())
+}
+
+/// The source with the exporter's own metadata, and options with every default settled.
+pub(super) fn prepare(
+    options: &ImageOptions,
+    metadata: &BTreeMap<String, String>,
+    source: &ExportSource,
+    oci: bool,
+) -> Result<(ExportSource, ImageOptions), ExportError> {
+    let (mut source, mut options) = (source.clone(), options.clone());
+    source.metadata.extend(metadata.iter().map(|(key, value)| (key.clone(), value.clone().into())));
+    let mut annotations = super::annotations::AnnotationsByPlatform::default();
+    for (key, value) in &source.metadata {
+        annotations
+            .insert(key, &String::from_utf8_lossy(value))
+            .map_err(super::options::InvalidOptions::from)?;
+    }
+    options.annotations.merge(annotations);
+    options.settle(oci, oci)?;
+    Ok((source, options))
+}
+
+/// What the client is told of an image. `descriptor` is the root's, as it was exported.
+pub(super) fn response(
+    image: &Image,
+    descriptor: &Descriptor,
+) -> Result<BTreeMap<String, String>, ExportError> {
+    let mut response = BTreeMap::new();
+    response.insert("containerimage.digest".to_owned(), descriptor.digest.to_string());
+    if let Some(config) = image.config_digest {
+        response.insert("containerimage.config.digest".to_owned(), config.to_string());
+    }
+    let encoded = STANDARD.encode(json::to_vec(descriptor).map_err(ExportError::json)?);
+    response.insert("containerimage.descriptor".to_owned(), encoded);
+    Ok(response)
+}

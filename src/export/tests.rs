@@ -1,0 +1,1 @@
+//! Exports end to end, against a registry and a client in memory.
