@@ -26,16 +26,21 @@
 //! Invariant: the solver knows nothing of registries, blobs or images; it knows ops by
 //! [`Operate`](crate::ops::Operate).
 
+mod advance;
 mod bridge;
 pub mod convert;
+mod endings;
 mod error;
 mod event;
+mod executions;
 mod frontend;
 mod index;
 mod job;
 mod jobs;
 mod key;
+mod runner;
 mod scheduler;
+mod state;
 
 use std::fmt;
 use std::sync::Arc;
@@ -82,6 +87,8 @@ use event::Event;
 use event::Interest;
 use event::JobNumber;
 use event::WaiterNumber;
+use runner::Runner;
+use scheduler::Scheduler;
 
 /// The solver of the daemon. Clones are handles of the same one.
 pub struct Solver<O: Operate>(Arc<Inner<O>>);
@@ -108,7 +115,10 @@ impl<O: Operate> Solver<O> {
     /// Starts the loop, which `tasks` owns as it owns every effect.
     pub fn new(operate: Arc<O>, index: KeyIndex, sessions: Sessions, tasks: Tasks) -> Solver<O> {
         let (events, receiver) = mpsc::unbounded_channel();
-        let _ = (operate, index, sessions, receiver);
+        let weak = events.downgrade();
+        let scheduler = Scheduler::new(sessions);
+        let runner = Runner::new(scheduler, receiver, weak, operate, index, tasks.clone());
+        drop(tasks.spawn("solver", runner.run()));
         Solver(Arc::new(Inner { events, tasks, next: AtomicU64::new(1) }))
     }
 

@@ -64,11 +64,14 @@ pub enum Event<R> {
 /// What a task ended with.
 pub enum Ending<R> {
     Mapped(Result<CacheMap<R>, Cause>),
-    Looked(Result<Answer, Cause>),
+    Looked(Answer),
     Hashed(Result<Digest, Cause>),
     Loaded(Result<Option<R>, LoadError>),
-    Ran(Result<Vec<(Option<R>, Option<ResultId>)>, Cause>),
+    Ran(Result<RunOutputs<R>, Cause>),
 }
+
+/// What a run gave, by output: the result, and its durable name if it has one.
+pub type RunOutputs<R> = Vec<(Option<R>, Option<ResultId>)>;
 
 /// Something to do. Those with a task number end with an [`Event::Ended`] of that number, cancelled or
 /// not.
