@@ -170,3 +170,6 @@ impl<O: Operate> Drop for Withdraw<'_, O> {
         self.solver.send(Event::Unwant { waiter: self.waiter });
     }
 }
+
+#[cfg(test)]
+mod tests;
