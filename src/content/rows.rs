@@ -86,8 +86,11 @@ pub fn register(tx: &WriteTx, descriptor: &Descriptor, origins: &[Origin]) -> Re
         &descriptor.digest,
         || Some(BlobRow::new(descriptor)),
         |row| {
-            // Not short of `any`: each is to be noted.
-            origins.iter().fold(false, |changed, origin| row.note(origin, false) || changed)
+            let mut changed = false;
+            for origin in &origins {
+                changed |= row.note(origin, false);
+            }
+            changed
         },
     )
 }
