@@ -12,6 +12,7 @@ use std::process::Command;
 use std::process::ExitStatus;
 use std::process::Stdio;
 use std::time::Duration;
+use std::time::Instant;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -46,6 +47,8 @@ pub struct DaemonOptions {
 pub struct Daemon {
     process: Option<Process>,
     options: DaemonOptions,
+    /// From the last start until it could be connected to.
+    start_time: Duration,
     /// Removed after the process has ended.
     directory: TempDir,
 }
@@ -70,11 +73,12 @@ impl Daemon {
         }
         std::fs::write(directory.path().join("buildkitd.toml"), &options.config)
             .expect("write the configuration");
-        Self { process: None, options, directory }
+        Self { process: None, options, start_time: Duration::ZERO, directory }
     }
 
     /// Starts it on the root as it is, and waits until it can be connected to.
     pub fn start_again(&mut self) {
+        let begun = Instant::now();
         self.spawn();
         let socket = self.socket();
         let mut ended = None;
@@ -84,6 +88,7 @@ impl Daemon {
         });
         assert!(ended.is_none(), "thunkd ended at start: {ended:?}\n{}", self.log());
         assert!(connects, "thunkd can't be connected to:\n{}", self.log());
+        self.start_time = begun.elapsed();
     }
 
     /// Starts it without waiting: for starts that must fail, see [`Daemon::wait`].
@@ -202,6 +207,11 @@ impl Daemon {
     /// Bytes of memory that were resident at most since the start (or `forget_peak_memory`).
     pub fn peak_memory(&self) -> u64 {
         self.process().peak_memory()
+    }
+
+    /// How long the last start took until a connection was taken, to about 2 ms.
+    pub fn start_time(&self) -> Duration {
+        self.start_time
     }
 
     /// Bytes on disk below the root.

@@ -1,6 +1,7 @@
 //! What a directory tree takes on disk, now and at most.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
@@ -10,6 +11,9 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use super::blob::BlobSource;
+use super::digest::Hasher;
 
 const STEP: Duration = Duration::from_millis(3);
 
@@ -50,6 +54,29 @@ pub fn files(directory: &Path) -> Vec<(PathBuf, u64)> {
     }
     found.sort();
     found
+}
+
+/// Hashes every file below `directory` whose path ends in `sha256/<64 hex digits>`: what looks like a
+/// blob must be one. Returns their digests, in order; panics at one that isn't what its name says.
+#[track_caller]
+pub fn verify_blobs(directory: &Path) -> Vec<String> {
+    let mut digests = Vec::new();
+    for (path, _) in files(directory) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let parent = path.parent().and_then(|parent| parent.file_name());
+        let hex = name.len() == 64 && name.chars().all(|c| c.is_ascii_hexdigit());
+        if hex && parent == Some("sha256".as_ref()) {
+            let file = File::open(directory.join(&path)).expect("open a blob");
+            let len = file.metadata().expect("a blob's size").len();
+            let source = BlobSource::File(Arc::new(file), len);
+            let mut hasher = Hasher::for_digest(&format!("sha256:{name}")).expect("a digest");
+            source.read(0, len).for_each(|chunk| hasher.update(&chunk));
+            let digest = hasher.finish();
+            assert_eq!(digest, format!("sha256:{name}"), "{} is not what its name says", path.display());
+            digests.push(digest);
+        }
+    }
+    digests
 }
 
 /// Samples the usage of a directory every few milliseconds until it is asked for the peak.

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `registry` | `TestRegistry`: a registry that counts, fails and waits on demand |
 //! | `image`, `layer`, `blob`, `layout` | images of any size, made from seeds; OCI layout directories |
-//! | `digest` | digests computed independently |
+//! | `archive`, `digest` | archives read back and judged; digests computed independently |
 //! | `daemon`, `disk` | `Daemon`: `thunkd` as a process that is started, killed and measured |
 //! | `buildctl`, `llb` | `Buildctl`: the real client; LLB definitions for it |
 //! | `client` | `Client`: a build client whose callbacks are counted, held and refused |
@@ -14,6 +14,7 @@
 //! | `process`, `tools`, `wait` | child processes: measured, found, waited for |
 //! | `http`, `gate` | a plain HTTP client; where something waits until it is let go |
 
+pub mod archive;
 pub mod blob;
 pub mod buildctl;
 pub mod buildkitd;
@@ -33,6 +34,7 @@ pub mod registry;
 pub mod tools;
 pub mod wait;
 
+pub use self::archive::Archive;
 pub use self::blob::BlobSource;
 pub use self::buildctl::Buildctl;
 pub use self::buildkitd::Buildkitd;
@@ -46,6 +48,7 @@ pub use self::daemon::trust;
 pub use self::digest::sha256;
 pub use self::disk::DiskWatch;
 pub use self::disk::disk_usage;
+pub use self::disk::verify_blobs;
 pub use self::docker_registry::DockerRegistry;
 pub use self::http::http_client;
 pub use self::image::Descriptor;

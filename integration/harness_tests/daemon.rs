@@ -11,12 +11,15 @@ use crate::harness::DaemonOptions;
 use crate::harness::DiskWatch;
 use crate::harness::disk_usage;
 use crate::harness::llb;
+use crate::harness::sha256;
+use crate::harness::verify_blobs;
 
 #[test]
 fn a_daemon_starts_ends_and_starts_again_on_its_root() {
     let mut daemon = Daemon::start();
     assert!(daemon.process().memory() > 0);
-    assert!(daemon.peak_memory() >= daemon.process().memory());
+    assert!(!daemon.start_time().is_zero());
+    assert!(daemon.peak_memory() > 0);
     assert!(daemon.disk_usage() > 0);
     daemon.terminate();
     assert!(!daemon.is_running());
@@ -58,12 +61,26 @@ fn the_peak_of_a_disk_is_seen_after_it_has_passed() {
 }
 
 #[test]
+fn what_looks_like_a_blob_must_be_one() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let blobs = directory.path().join("content/blobs/sha256");
+    std::fs::create_dir_all(&blobs).expect("a directory");
+    let digest = sha256("whole");
+    std::fs::write(blobs.join(&digest[7..]), "whole").expect("write");
+    std::fs::write(blobs.join("partial"), "part").expect("write");
+    assert_eq!(verify_blobs(directory.path()), [digest]);
+    std::fs::write(blobs.join(&sha256("other")[7..]), "half").expect("write");
+    let root = directory.path().to_owned();
+    assert!(std::panic::catch_unwind(|| verify_blobs(&root)).is_err());
+}
+
+#[test]
 fn a_definition_names_its_operations_by_the_digest_of_their_bytes() {
     let base = llb::image("docker.io/library/alpine:3");
     let both = llb::merge([base.clone(), llb::image("example.com/x:1"), base.clone()]);
     let definition = pb::Definition::decode(&both.marshal()[..]).expect("a definition");
     assert_eq!(definition.def.len(), 4);
-    let digests: Vec<_> = definition.def.iter().map(crate::harness::sha256).collect();
+    let digests: Vec<_> = definition.def.iter().map(sha256).collect();
     let merge = pb::Op::decode(&definition.def[2][..]).expect("an operation");
     let inputs: Vec<_> = merge.inputs.iter().map(|input| &input.digest).collect();
     assert_eq!(inputs, [&digests[0], &digests[1], &digests[0]]);

@@ -1,6 +1,7 @@
 //! Every fault and every pause does what it says, at the request that was chosen and at no other.
 
 use std::time::Duration;
+use std::time::Instant;
 
 use reqwest::Client;
 use reqwest::Response;
@@ -255,6 +256,37 @@ async fn an_upload_can_break_before_within_and_after_it_counts() {
     assert_eq!(registry.uploads(), 0);
     assert_eq!(upload().await.expect("a reply").status(), StatusCode::CREATED);
     assert_eq!(registry.uploads(), 1);
+}
+
+#[tokio::test]
+async fn an_early_status_does_not_wait_for_the_body() {
+    let (registry, _, client) = with_image(Options::default());
+    let begun =
+        client.post(format!("{}/v2/app/blobs/uploads/", registry.url())).send().await.expect("a reply");
+    let location = begun.headers()["location"].to_str().expect("text").to_owned();
+    registry.fail(Op::UploadPut, How::EarlyStatus(403));
+    let put = format!("{}{location}&digest={}", registry.url(), sha256("x"));
+    // The connection may be closed before the client has sent all of it.
+    let reply = client.put(put).body(vec![7; 8 << 20]).send().await;
+    assert!(reply.map_or(true, |reply| reply.status() == StatusCode::FORBIDDEN));
+    let request = registry.at(Op::UploadPut).remove(0);
+    assert_eq!((request.status, request.bytes_in), (Some(403), 0));
+}
+
+#[tokio::test]
+async fn a_slow_body_takes_its_time_and_garbage_is_garbage() {
+    let (registry, image, client) = with_image(Options::default());
+    let digest = image.layers[0].digest();
+    registry.fail(Op::BlobGet.once(), How::BytesPerSecond(4 << 20));
+    let begun = Instant::now();
+    let (bytes, error) = read(get_blob(&registry, &client, digest).await).await;
+    assert!(error.is_none());
+    assert_eq!(sha256(bytes), digest);
+    assert!(begun.elapsed() >= Duration::from_millis(240), "{:?}", begun.elapsed());
+    registry.fail(Op::ManifestGet.once(), How::Garbage(b"<html>sign in</html>"));
+    let reply = client.get(format!("{}/v2/app/manifests/v1", registry.url())).send().await.expect("a reply");
+    assert_eq!(reply.status(), StatusCode::OK);
+    assert_eq!(reply.text().await.expect("a body"), "<html>sign in</html>");
 }
 
 #[tokio::test]

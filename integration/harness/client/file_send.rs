@@ -24,7 +24,10 @@ const METADATA_PREFIX: &str = "exporter-md-";
 /// One file as it came.
 #[derive(Clone, Debug, Default)]
 pub struct Received {
+    /// Empty if the client discards files.
     pub bytes: Vec<u8>,
+    /// How many bytes came, kept or not.
+    pub len: u64,
     /// The exporter's response keys that were told before the first byte.
     pub metadata: BTreeMap<String, String>,
     /// The daemon ended the file: what is there is all.
@@ -62,9 +65,11 @@ impl FileSend for FileSendService {
         self.calls.enter(Callback::FileSend, &exporter).await?;
         let mut messages = request.into_inner();
         while let Some(message) = messages.message().await? {
+            let mut files = self.files.lock().expect("files");
+            let received = files.entry(exporter.clone()).or_default();
+            received.len += message.data.len() as u64;
             if !self.discard {
-                let mut files = self.files.lock().expect("files");
-                files.entry(exporter.clone()).or_default().bytes.extend_from_slice(&message.data);
+                received.bytes.extend_from_slice(&message.data);
             }
         }
         self.files.lock().expect("files").entry(exporter).or_default().whole = true;
