@@ -6,5 +6,6 @@ mod crash;
 mod fetching;
 mod harness;
 mod model;
+mod storm;
 mod streaming;
 mod writing;
