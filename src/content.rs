@@ -48,8 +48,10 @@ mod stats;
 mod stream;
 mod write;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::Mutex;
 
 use bytes::Bytes;
 
@@ -102,6 +104,8 @@ struct Inner {
     connect: Arc<dyn Connect>,
     tasks: Tasks,
     table: BlobTable<Fetch>,
+    /// Blobs that pass through now.
+    passing: Mutex<HashSet<Digest>>,
     counters: Arc<Counters>,
 }
 
@@ -143,8 +147,9 @@ impl ContentStore {
         let counters = Arc::new(Counters::default());
         let disk = Arc::new(Disk::open(root, Arc::clone(&counters))?);
         collect::finish_deletions(&disk, &db)?;
-        let table = BlobTable::default();
-        Ok(ContentStore { inner: Arc::new(Inner { disk, db, leases, connect, tasks, table, counters }) })
+        let (table, passing) = (BlobTable::default(), Mutex::default());
+        let inner = Inner { disk, db, leases, connect, tasks, table, passing, counters };
+        Ok(ContentStore { inner: Arc::new(inner) })
     }
 
     pub fn leases(&self) -> &Leases {

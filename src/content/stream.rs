@@ -4,12 +4,15 @@
 //! reader that counts bytes (an upload of known length) can't complete with a wrong blob. A transfer
 //! that breaks off goes on at the same byte with the next candidate.
 //!
-//! Invariant: a pass-through is not a fetch. It is this reader's alone, with this reader's rights, and
-//! ends with it; residency doesn't change. Two readers that pass the same blob through at the same time
-//! therefore ask twice. A fetch that runs is joined instead: one download serves both, and its file is
-//! read when it is whole.
+//! # Invariants
+//!
+//! - A pass-through is not a fetch. It is this reader's alone, with this reader's rights, and ends with
+//!   it; residency doesn't change.
+//! - Of one blob at most one passes through at a time. A second reader makes the blob resident, or
+//!   joins the fetch that does, and reads the file: two downloads at most, whatever number of readers.
 
 use std::sync::Arc;
+use std::sync::PoisonError;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -30,6 +33,7 @@ use crate::ctx::Cancelled;
 use crate::ctx::Ctx;
 use crate::lease::Lease;
 use crate::oci::Descriptor;
+use crate::oci::Digest;
 use crate::oci::DigestHasher;
 use crate::progress::TransferProgress;
 
@@ -43,11 +47,15 @@ impl Inner {
         let digest = descriptor.digest;
         let lease = self.leases.hold(digest);
         let state = self.look(descriptor).await.map_err(|e| FetchError::store(digest, e))?;
-        if !matches!(state, Residency::Remote) {
+        let passing = match state {
+            Residency::Remote => Passing::begin(self, digest),
+            _ => None,
+        };
+        let Some(passing) = passing else {
             let lease = self.fetch(ctx, descriptor, handlers).await?;
             let reader = self.reader(digest, lease)?;
             return Ok(BlobStream::new(reader.size(), StreamSource::File, reader.stream(0..u64::MAX)));
-        }
+        };
         let handlers = handlers.get(&digest);
         let row = self.row(&digest)?;
         let candidates = self.candidates(ctx, handlers, row.as_ref());
@@ -60,6 +68,7 @@ impl Inner {
             refusals: Vec::new(),
             at: 0,
             reports: Reports::start(handlers, descriptor.size),
+            _passing: passing,
             _lease: lease,
         };
         // Opened before the answer, so that a refusal is an error here and not within the stream.
@@ -84,7 +93,28 @@ struct Passage {
     /// Bytes that passed.
     at: u64,
     reports: Reports,
+    _passing: Passing,
     _lease: Lease,
+}
+
+/// The blob's one pass-through.
+struct Passing {
+    inner: Arc<Inner>,
+    digest: Digest,
+}
+
+impl Passing {
+    /// `None` if the blob is passing through already.
+    fn begin(inner: &Arc<Inner>, digest: Digest) -> Option<Passing> {
+        let first = inner.passing.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
+        first.then(|| Passing { inner: Arc::clone(inner), digest })
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        self.inner.passing.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.digest);
+    }
 }
 
 /// A candidate that gives its bytes.

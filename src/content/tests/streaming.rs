@@ -100,6 +100,27 @@ async fn what_is_here_or_on_its_way_is_read_from_its_file() {
 }
 
 #[tokio::test]
+async fn readers_beyond_the_first_share_one_more_download() {
+    let (f, all) = (Fixture::new(), bytes(1, SIZE));
+    let (blob, ctx) = (layer(&all), Ctx::background());
+    let fake = Fake::new(origin("a"), &all);
+    let handlers = fake.handlers(&blob);
+    let first = f.store.stream(&ctx, &blob, &handlers).await.unwrap();
+    let mut others = Vec::new();
+    for _ in 0..5 {
+        others.push(f.store.stream(&ctx, &blob, &handlers).await.unwrap());
+    }
+    assert_eq!(first.source(), StreamSource::PassThrough);
+    assert!(others.iter().all(|s| s.source() == StreamSource::File));
+    for stream in others.into_iter().chain([first]) {
+        let (read, end) = drain(stream).await;
+        end.unwrap();
+        assert_eq!(read, all);
+    }
+    assert_eq!(fake.opens(), 2);
+}
+
+#[tokio::test]
 async fn a_stream_ends_with_its_request() {
     let (f, all) = (Fixture::new(), bytes(1, SIZE));
     let (blob, alice) = (layer(&all), client("alice"));
