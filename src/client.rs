@@ -12,7 +12,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -24,7 +23,7 @@ use crate::oci::Platform;
 use crate::progress::SourceFile;
 use crate::progress::SourceRange;
 use crate::progress::Update;
-use crate::registry::CredentialSource;
+use crate::registry::DockerConfig;
 use crate::task::Tasks;
 
 mod connect;
@@ -61,8 +60,8 @@ pub struct Build {
     pub outputs: Vec<Output>,
     /// By the name that the definition has for them.
     pub layouts: BTreeMap<String, Layout>,
-    /// Asked when the daemon asks for them.
-    pub credentials: Arc<dyn CredentialSource>,
+    /// Who we are to registries, told when the daemon asks.
+    pub credentials: DockerConfig,
 }
 
 /// One export of the result.

@@ -35,6 +35,7 @@ pub mod config;
 mod debug;
 pub mod file;
 pub mod flags;
+mod gc;
 mod listen;
 mod lock;
 mod log;
@@ -44,6 +45,7 @@ mod services;
 mod tls;
 mod toml;
 mod units;
+mod worker_id;
 
 pub use config::Config;
 pub use config::ConfigError;
@@ -184,7 +186,7 @@ impl Daemon {
         drop(connect);
         let orderly = async {
             front.token().cancel();
-            services.cancel_builds().await;
+            services.cancel_builds();
             let call_grace = tokio::time::timeout(CALL_GRACE, server).await;
             abandon.cancel();
             front.shutdown().await;

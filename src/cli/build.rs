@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -22,7 +21,7 @@ use crate::client::Definition;
 use crate::client::Destination;
 use crate::client::Layout;
 use crate::client::Output;
-use crate::registry::NoCredentials;
+use crate::registry::DockerConfig;
 use crate::task::Tasks;
 
 /// Batches of progress under way to the display.
@@ -75,11 +74,12 @@ pub(super) async fn build(args: BuildArgs) -> Result<(), CliError> {
         return Err(CliError::LayoutIsMissing { name });
     }
 
+    let credentials = DockerConfig::load()?;
     let host = super::unless_interrupted(Host::find(args.host)).await?;
     let tasks = Tasks::new();
     let (send, receive) = mpsc::channel(AHEAD);
     let display = tasks.spawn("progress", progress::show(args.progress, receive));
-    let build = Build { definition, outputs: outputs.clone(), layouts, credentials: Arc::new(NoCredentials) };
+    let build = Build { definition, outputs: outputs.clone(), layouts, credentials };
     let built = super::unless_interrupted(async { Ok(host.client.build(build, send).await?) }).await;
     // The build is gone, and with it the sender: the display ends once it has shown everything.
     let _ = display.await;

@@ -15,6 +15,7 @@ use crate::daemon::ConfigError;
 use crate::daemon::StartError;
 use crate::progress::SourceFile;
 use crate::progress::SourceRange;
+use crate::registry::CredentialError;
 
 /// A command failed.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,8 @@ pub(super) enum CliError {
     Argument(String),
     #[error("the definition reads the OCI layout {name:?}: give it with --oci-layout {name}=DIR")]
     LayoutIsMissing { name: String },
+    #[error(transparent)]
+    Credentials(#[from] CredentialError),
     #[error("there is no directory for the cache: set --root, XDG_CACHE_HOME or HOME")]
     NoRoot,
     #[error(transparent)]

@@ -22,14 +22,12 @@ use tonic::service::Routes;
 use super::Layout;
 use super::output::Writer;
 use super::session::Attachments;
-use crate::ctx::Ctx;
 use crate::oci::Digest;
 use crate::proto::auth;
 use crate::proto::content;
 use crate::proto::filesync;
 use crate::proto::health;
-use crate::registry::Proof;
-use crate::registry::Wanted;
+use crate::session::Credentials;
 use crate::session::Secret;
 
 /// Bytes of a blob in one message. Session clients take 4 MiB.
@@ -107,19 +105,12 @@ impl auth::auth_server::Auth for Callbacks {
         request: Request<auth::CredentialsRequest>,
     ) -> Result<Response<auth::CredentialsResponse>, Status> {
         let host = request.into_inner().host;
-        let identity = self
-            .0
-            .credentials
-            .identity(&Ctx::background(), &host, Wanted::Password, &[])
-            .await
-            .map_err(|error| Status::unknown(error.to_string()))?;
-        let (username, secret) = match identity.map(|identity| identity.proof) {
-            Some(Proof::Password { username, password }) => (username, reveal(&password)),
+        let found = self.0.credentials.credentials(&host).await;
+        let (username, secret) = match found.map_err(|error| Status::unknown(error.to_string()))? {
+            Credentials::Basic { username, password } => (username, reveal(&password)),
             // A secret without a name is an identity token.
-            Some(Proof::RefreshToken(token)) => (String::new(), reveal(&token)),
-            Some(Proof::Anonymous | Proof::AccessToken(_) | Proof::Delegated(_)) | None => {
-                (String::new(), String::new())
-            }
+            Credentials::IdentityToken(token) => (String::new(), reveal(&token)),
+            Credentials::Anonymous => (String::new(), String::new()),
         };
         Ok(Response::new(auth::CredentialsResponse { username, secret }))
     }

@@ -1,7 +1,6 @@
 //! The session of a build: what the daemon may call back for.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -23,7 +22,7 @@ use super::Layout;
 use super::Output;
 use super::convert::Control;
 use super::service;
-use crate::registry::CredentialSource;
+use crate::registry::DockerConfig;
 use crate::task::Task;
 use crate::task::Tasks;
 
@@ -34,13 +33,13 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 const AHEAD: usize = 4;
 
 /// What a session serves.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Attachments {
     /// By the name of the content store.
     pub(super) stores: BTreeMap<String, Layout>,
     /// By the number of the output.
     pub(super) destinations: BTreeMap<usize, Destination>,
-    pub(super) credentials: Arc<dyn CredentialSource>,
+    pub(super) credentials: DockerConfig,
     pub(super) tasks: Tasks,
 }
 
@@ -48,7 +47,7 @@ impl Attachments {
     pub(super) fn new(
         outputs: &[Output],
         layouts: BTreeMap<String, Layout>,
-        credentials: Arc<dyn CredentialSource>,
+        credentials: DockerConfig,
         tasks: &Tasks,
     ) -> Attachments {
         Attachments {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use super::toml::Finding;
 use super::units::Space;
 use crate::oci::Platform;
+use crate::registry::HostConfig;
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -31,7 +32,7 @@ pub struct Config {
     pub debug_address: Option<DebugAddress>,
     pub entitlements: BTreeSet<Entitlement>,
     /// By host, as it stands in references.
-    pub registries: BTreeMap<String, RegistryConfig>,
+    pub registries: BTreeMap<String, HostConfig>,
     pub registry_concurrency: Option<NonZeroUsize>,
     pub worker: WorkerConfig,
     pub dns: DnsConfig,
@@ -101,29 +102,6 @@ pub enum Entitlement {
     NetworkHost,
     SecurityInsecure,
     Device,
-}
-
-/// How to talk to one registry host.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct RegistryConfig {
-    /// `host[:port][/prefix]`, tried in this order before the host itself.
-    pub mirrors: Vec<String>,
-    /// Plain HTTP: always, never, or as the host suggests (loopback speaks HTTP).
-    pub http: Option<bool>,
-    /// HTTPS with certificates that nobody verifies.
-    pub insecure: bool,
-    /// PEM files of authorities to trust besides the system's.
-    pub ca: Vec<PathBuf>,
-    /// Client certificates.
-    pub keypairs: Vec<KeyPair>,
-    /// Directories in Docker's form: `*.crt` authorities, `*.cert` with `*.key` client certificates.
-    pub tls_directories: Vec<PathBuf>,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct KeyPair {
-    pub key: PathBuf,
-    pub cert: PathBuf,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -196,7 +174,7 @@ pub struct Settings {
     pub tls_client_ca: Option<PathBuf>,
     pub debug_address: Option<DebugAddress>,
     pub entitlements: Option<BTreeSet<Entitlement>>,
-    pub registries: BTreeMap<String, RegistryConfig>,
+    pub registries: BTreeMap<String, HostConfig>,
     pub registry_concurrency: Option<NonZeroUsize>,
     pub oci_worker: Option<bool>,
     pub containerd_worker: Option<bool>,

@@ -17,9 +17,7 @@ use super::config::DnsConfig;
 use super::config::Entitlement;
 use super::config::GcLimits;
 use super::config::GcRule;
-use super::config::KeyPair;
 use super::config::LogLevel;
-use super::config::RegistryConfig;
 use super::config::Settings;
 use super::toml::Document;
 use super::toml::Finding;
@@ -27,7 +25,10 @@ use super::toml::Kind;
 use super::toml::Section;
 use super::units;
 use super::units::Space;
+use crate::cache::Filter;
 use crate::oci::Platform;
+use crate::registry::HostConfig;
+use crate::registry::KeyPair;
 
 /// Keys that `buildkitd` has a use for and this daemon does not, with the type that they must have.
 const KNOWN: [(&str, Kind); 48] = [
@@ -237,10 +238,14 @@ fn rule(section: &Section<'_>) -> GcRule {
     let limits = limits(section);
     GcRule {
         all: section.flag("all").unwrap_or_default(),
-        filters: section.list("filters", |text| Ok(text.to_owned())).unwrap_or_default(),
+        filters: section.list("filters", filter).unwrap_or_default(),
         keep: section.scalar("keepDuration", units::DURATION, units::parse_duration).unwrap_or_default(),
         limits: GcLimits { reserved: limits.reserved.or(keep_bytes), ..limits },
     }
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    Filter::parse(&[text]).map(|_| text.to_owned()).map_err(|e| e.to_string())
 }
 
 fn dns(section: &Section<'_>) -> Option<DnsConfig> {
@@ -261,15 +266,15 @@ fn dns(section: &Section<'_>) -> Option<DnsConfig> {
     })
 }
 
-fn registry(section: &Section<'_>) -> RegistryConfig {
+fn registry(section: &Section<'_>) -> HostConfig {
     let paths = |key| section.list(key, |text| Ok(PathBuf::from(text))).unwrap_or_default();
-    RegistryConfig {
+    HostConfig {
         mirrors: section.list("mirrors", mirror).unwrap_or_default(),
         http: section.flag("http"),
-        insecure: section.flag("insecure").unwrap_or_default(),
+        insecure: section.flag("insecure"),
         ca: paths("ca"),
         keypairs: section.sections("keypair").unwrap_or_default().iter().filter_map(keypair).collect(),
-        tls_directories: paths("tlsconfigdir"),
+        tls_config_dirs: paths("tlsconfigdir"),
     }
 }
 

@@ -108,9 +108,9 @@ maxEntries = 7
     assert_eq!(settings.tls_client_ca, Some("ca.pem".into()));
     let docker = &settings.registries["docker.io"];
     assert_eq!(docker.mirrors, ["hub.docker.io", "core.harbor.domain/proxy.docker.io"]);
-    assert_eq!((docker.http, docker.insecure), (Some(true), true));
+    assert_eq!((docker.http, docker.insecure), (Some(true), Some(true)));
     assert_eq!(docker.keypairs, [KeyPair { key: "key.pem".into(), cert: "cert.pem".into() }]);
-    assert_eq!(docker.tls_directories, [PathBuf::from("/etc/buildkitd/myregistry")]);
+    assert_eq!(docker.tls_config_dirs, [PathBuf::from("/etc/buildkitd/myregistry")]);
     assert_eq!(settings.registry_concurrency.map(NonZeroUsize::get), Some(6));
     assert_eq!(settings.labels["aa.bb.cc"], "baz");
     assert_eq!(settings.platforms.unwrap().len(), 2);
@@ -192,7 +192,8 @@ maxUsedSpace = -5
 gc = 1
 max-parallelism = 1.5
 snapshotter = true
-gcpolicy = 3
+[[worker.oci.gcpolicy]]
+filters = ["type==regular", "type=regular"]
 
 [dns]
 nameservers = ["one.one"]

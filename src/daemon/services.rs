@@ -1,14 +1,40 @@
 //! Everything that a daemon consists of, wired in the order of the rows.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tonic::service::Routes;
 
 use super::config::Config;
 use super::debug;
 use super::debug::Counters;
+use super::gc;
+use super::worker_id;
+use crate::cache::Cache;
+use crate::cache::ImageList;
+use crate::cache::InvalidFilter;
+use crate::content::ContentError;
+use crate::content::ContentStore;
 use crate::db::Db;
 use crate::db::DbError;
+use crate::export::Exporters;
+use crate::identity::Identity;
+use crate::identity::Version;
+use crate::lease::Leases;
+use crate::ops::Origins;
+use crate::ops::Worker;
+use crate::ops::llb::Limits;
+use crate::registry::LaneLimits;
+use crate::registry::RegistryClient;
+use crate::registry::RegistryConfig;
+use crate::registry::SessionCredentials;
+use crate::session::Sessions;
+use crate::solver::Frontends;
+use crate::solver::Jobs;
+use crate::solver::KeyIndex;
+use crate::solver::Solver;
 use crate::task::Tasks;
 
 /// A store did not open.
@@ -16,12 +42,24 @@ use crate::task::Tasks;
 pub enum OpenError {
     #[error("could not open the database {path:?}")]
     Db { path: PathBuf, source: DbError },
+    #[error("could not open the blobs below {path:?}")]
+    Content { path: PathBuf, source: ContentError },
+    #[error("could not read the index of cache keys")]
+    Index(#[source] DbError),
+    #[error("could not keep the name of the worker in {root:?}")]
+    WorkerId { root: PathBuf, source: io::Error },
+    #[error("a filter of a garbage collection rule is not valid")]
+    Filter(#[from] InvalidFilter),
 }
 
 /// The services of a daemon and the stores below them.
 pub(super) struct Services {
     db: Db,
-    tasks: Tasks,
+    cache: Cache,
+    /// Builds and what hangs on them, cancelled first.
+    builds: Tasks,
+    /// Fetches, pushes and the like, which builds wait for.
+    work: Tasks,
     routes: Routes,
 }
 
@@ -33,10 +71,43 @@ impl std::fmt::Debug for Services {
 
 impl Services {
     pub(super) async fn open(config: &Config) -> Result<Services, OpenError> {
-        let tasks = Tasks::new();
-        let path = config.root.join("thunk.redb");
+        let (builds, work) = (Tasks::new(), Tasks::new());
+        let root = config.root.clone();
+        let path = root.join("thunk.redb");
         let db = Db::open(&path).map_err(|source| OpenError::Db { path, source })?;
-        Ok(Services { db, tasks, routes: Routes::default() })
+
+        let sessions = Sessions::new(&work);
+        let credentials = Arc::new(SessionCredentials::new());
+        let registry = RegistryClient::new(registry_config(config), credentials, &work);
+
+        let origins = Arc::new(Origins::new(registry.clone()));
+        let path = root.join("content");
+        let content = ContentStore::open(&path, db.clone(), Leases::new(), origins, work.clone())
+            .map_err(|source| OpenError::Content { path, source })?;
+        let cache = Cache::new(db.clone(), content, work.clone(), &root);
+
+        let images = ImageList::new(db.clone());
+        let worker = Worker::new(cache.clone(), registry.clone(), images.clone(), work.clone());
+        let worker = Arc::new(match config.worker.max_parallelism {
+            Some(limit) => worker.limited(limit),
+            None => worker,
+        });
+        let exporters = Exporters::new(cache.content().clone(), registry, images, work.clone());
+        let index = KeyIndex::open(db.clone()).map_err(OpenError::Index)?;
+        let solver = Solver::new(worker.clone(), index, sessions.clone(), builds.clone());
+        let jobs = Jobs::new(solver, Frontends::default(), Limits::default(), builds.clone());
+
+        let policies = gc::policies(&config.worker.gc, gc::disk_size(&root));
+        gc::start(cache.clone(), gc::prunes(&policies)?, &work);
+        let identity = Identity {
+            worker: worker_id::worker_id(&root).map_err(|source| OpenError::WorkerId { root, source })?,
+            labels: labels(config),
+            platforms: config.worker.platforms.clone(),
+            gc: policies,
+            version: Version::default(),
+        };
+        let _ = (jobs, identity, exporters);
+        Ok(Services { db, cache, builds, work, routes: Routes::default() })
     }
 
     pub(super) fn routes(&self) -> Routes {
@@ -44,20 +115,54 @@ impl Services {
     }
 
     pub(super) fn counters(&self) -> Counters {
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let content = self.cache.content().stats();
         let mut counters = Counters::from([
             ("db_commits", self.db.commits()),
             ("db_fsyncs", self.db.fsyncs()),
             ("db_written_bytes", self.db.written_bytes()),
-            ("tasks", u64::try_from(self.tasks.running()).unwrap_or(u64::MAX)),
+            ("content_fetched_bytes", content.fetched_bytes),
+            ("content_waited_bytes", content.waited_bytes),
+            ("content_cached_bytes", content.cached_bytes),
+            ("content_streamed_bytes", content.streamed_bytes),
+            ("content_fetches", content.fetches),
+            ("content_opens", content.opens),
+            ("content_probes", content.probes),
+            ("content_fsyncs", content.fsyncs),
+            ("content_collected_bytes", content.collected_bytes),
+            ("content_leases", count(self.cache.content().leases().len())),
+            ("tasks", count(self.builds.running() + self.work.running())),
         ]);
         debug::process(&mut counters);
         counters
     }
 
-    pub(super) async fn cancel_builds(&self) {}
+    /// Cancels every build; each then tells its client so.
+    pub(super) fn cancel_builds(&self) {
+        self.builds.token().cancel();
+    }
 
+    /// Waits for the tasks and makes the last writes durable.
     pub(super) async fn close(&self) {
-        self.tasks.shutdown().await;
+        self.builds.shutdown().await;
+        self.work.shutdown().await;
         self.db.close();
     }
+}
+
+fn registry_config(config: &Config) -> RegistryConfig {
+    let mut lanes = LaneLimits::default();
+    if let Some(limit) = config.registry_concurrency {
+        (lanes.download, lanes.upload) = (limit.get(), limit.get());
+    }
+    RegistryConfig { hosts: config.registries.clone(), lanes, ..RegistryConfig::default() }
+}
+
+/// The labels that clients know, below those that were configured.
+fn labels(config: &Config) -> BTreeMap<String, String> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let known = [("executor", "none"), ("snapshotter", "none"), ("hostname", &host), ("network", "none")];
+    let known =
+        known.map(|(key, value)| (format!("org.mobyproject.buildkit.worker.{key}"), value.to_owned()));
+    known.into_iter().chain(config.worker.labels.clone()).collect()
 }

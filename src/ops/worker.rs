@@ -1,8 +1,10 @@
 //! [`Worker`]: runs the ops of this node.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::cache_map::CacheMap;
 use super::cache_map::CacheOpts;
@@ -46,6 +48,8 @@ pub struct Worker {
     cache: Cache,
     images: Images,
     layouts: Layouts,
+    /// Ops that may run at the same time; none for no limit.
+    slots: Option<Arc<Semaphore>>,
 }
 
 /// What an image is, for a frontend that decides what to do with it.
@@ -61,7 +65,13 @@ impl Worker {
     pub fn new(cache: Cache, registry: RegistryClient, list: ImageList, tasks: Tasks) -> Worker {
         let content = cache.content().clone();
         let images = Images::new(content.clone(), registry, list, tasks);
-        Worker { cache, images, layouts: Layouts::new(content) }
+        Worker { cache, images, layouts: Layouts::new(content), slots: None }
+    }
+
+    /// The same worker, which runs at most `limit` ops at the same time.
+    pub fn limited(mut self, limit: NonZeroUsize) -> Worker {
+        self.slots = Some(Arc::new(Semaphore::new(limit.get().min(Semaphore::MAX_PERMITS))));
+        self
     }
 
     pub fn cache(&self) -> &Cache {
@@ -181,6 +191,11 @@ impl Operate for Worker {
         vertex: &Vertex,
         inputs: &[Option<ImmutableRef>],
     ) -> Result<Vec<Option<ImmutableRef>>, OpError> {
+        let _slot = match &self.slots {
+            // The semaphore is never closed.
+            Some(slots) => ctx.run(slots.acquire()).await?.ok(),
+            None => None,
+        };
         if let Op::Merge(merge) = &vertex.op {
             return Ok(vec![merge.run(&self.cache, &vertex.name, inputs).await?]);
         }
