@@ -1,1 +1,6 @@
-//! What must hold for records, on a real store.
+//! Records on a real store, over registries in memory that count what is asked of them.
+
+mod fixture;
+mod lazy;
+mod lifetime;
+mod model;

@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use crate::oci::InvalidPlatform;
 use crate::oci::Platform;
 
+/// The documents that have annotations.
+const KINDS: [&str; 4] = ["index", "index-descriptor", "manifest", "manifest-descriptor"];
+
 /// Annotations of one platform, or of all.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Annotations {
@@ -86,13 +89,15 @@ impl AnnotationsByPlatform {
                 .map_err(|cause| InvalidAnnotation::Platform { key: key.to_owned(), cause })?
                 .to_string(),
         };
+        if !KINDS.contains(&kind) {
+            return Err(InvalidAnnotation::Type { key: key.to_owned(), kind: kind.to_owned() });
+        }
         let entry = self.0.entry(platform).or_default();
         let map = match kind {
             "index" => &mut entry.index,
             "index-descriptor" => &mut entry.index_descriptor,
-            "manifest" => &mut entry.manifest,
             "manifest-descriptor" => &mut entry.manifest_descriptor,
-            _ => return Err(InvalidAnnotation::Type { key: key.to_owned(), kind: kind.to_owned() }),
+            _ => &mut entry.manifest,
         };
         map.insert(name.to_owned(), value.to_owned());
         Ok(true)

@@ -1,0 +1,145 @@
+//! A cache in a temporary directory, and repositories in memory.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream;
+use tokio::sync::Barrier;
+
+use crate::cache::Cache;
+use crate::cache::Layer;
+use crate::content::Connect;
+use crate::content::ContentStore;
+use crate::content::DescHandler;
+use crate::content::DescHandlers;
+use crate::content::Opened;
+use crate::content::Origin;
+use crate::content::ProvideError;
+use crate::content::Provider;
+use crate::ctx::Ctx;
+use crate::db::Db;
+use crate::lease::Leases;
+use crate::oci::Descriptor;
+use crate::oci::DiffId;
+use crate::oci::Digest;
+use crate::oci::media_type;
+use crate::task::Tasks;
+
+/// What all registries have, by digest.
+#[derive(Debug, Default)]
+pub(super) struct Registries {
+    blobs: Mutex<HashMap<Digest, Bytes>>,
+    pub(super) opens: AtomicU64,
+    pub(super) probes: AtomicU64,
+    /// Nobody gets a byte before as many are open as it says.
+    pub(super) barrier: Mutex<Option<Arc<Barrier>>>,
+}
+
+/// One repository, or a client's store.
+#[derive(Debug)]
+struct Repository {
+    registries: Arc<Registries>,
+    origin: Origin,
+}
+
+#[async_trait]
+impl Provider for Repository {
+    async fn open(&self, _: &Ctx, descriptor: &Descriptor, offset: u64) -> Result<Opened, ProvideError> {
+        self.registries.opens.fetch_add(1, Ordering::SeqCst);
+        let barrier = self.registries.barrier.lock().unwrap().clone();
+        if let Some(barrier) = barrier {
+            barrier.wait().await;
+        }
+        let bytes = self.registries.blobs.lock().unwrap().get(&descriptor.digest).cloned();
+        let bytes = bytes.ok_or_else(|| ProvideError::gone("it is not there"))?.slice(offset as usize..);
+        Ok(Opened::new(offset, stream::once(async move { Ok(bytes) })))
+    }
+
+    async fn probe(&self, _: &Ctx, _: &Descriptor) -> Result<(), ProvideError> {
+        self.registries.probes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn origin(&self) -> Option<Origin> {
+        Some(self.origin.clone())
+    }
+}
+
+#[derive(Debug)]
+struct Ways(Arc<Registries>);
+
+impl Connect for Ways {
+    fn provider(&self, origin: &Origin) -> Option<Arc<dyn Provider>> {
+        Some(Arc::new(Repository { registries: Arc::clone(&self.0), origin: origin.clone() }))
+    }
+}
+
+pub(super) struct Fixture {
+    directory: tempfile::TempDir,
+    pub(super) registries: Arc<Registries>,
+    pub(super) db: Db,
+    pub(super) content: ContentStore,
+    pub(super) cache: Cache,
+    tasks: Tasks,
+}
+
+impl Fixture {
+    pub(super) fn new() -> Fixture {
+        Fixture::open(tempfile::tempdir().unwrap(), Arc::default())
+    }
+
+    fn open(directory: tempfile::TempDir, registries: Arc<Registries>) -> Fixture {
+        let root = directory.path();
+        let tasks = Tasks::new();
+        let db = Db::open(root.join("db")).unwrap();
+        let connect = Arc::new(Ways(Arc::clone(&registries)));
+        let content =
+            ContentStore::open(&root.join("content"), db.clone(), Leases::new(), connect, tasks.clone());
+        let content = content.unwrap();
+        let cache = Cache::new(db.clone(), content.clone(), tasks.clone(), root);
+        Fixture { directory, registries, db, content, cache, tasks }
+    }
+
+    /// Stops as a daemon does, and starts again. Refs must be dropped before.
+    pub(super) async fn restart(self) -> Fixture {
+        let Fixture { directory, registries, db, content, cache, tasks } = self;
+        tasks.shutdown().await;
+        db.close();
+        drop((cache, content, db));
+        Fixture::open(directory, registries)
+    }
+
+    /// A layer that the registries have, of some bytes made of `name`.
+    pub(super) fn layer(&self, name: &str) -> Layer {
+        let bytes = Bytes::from(format!("layer {name}").repeat(20));
+        let blob = Descriptor::of(media_type::OCI_LAYER_GZIP, &bytes);
+        self.registries.blobs.lock().unwrap().insert(blob.digest, bytes);
+        Layer::new(blob, DiffId(Digest::sha256(name)))
+    }
+
+    pub(super) fn layers(&self, names: impl IntoIterator<Item = impl ToString>) -> Vec<Layer> {
+        names.into_iter().map(|name| self.layer(&name.to_string())).collect()
+    }
+
+    pub(super) fn handlers(&self, layers: &[Layer], origin: &Origin) -> DescHandlers {
+        let mut handlers = DescHandlers::new();
+        for layer in layers {
+            let provider = Repository { registries: Arc::clone(&self.registries), origin: origin.clone() };
+            handlers.add(layer.blob.digest, DescHandler::new(Arc::new(provider)));
+        }
+        handlers
+    }
+
+    pub(super) fn opens(&self) -> u64 {
+        self.registries.opens.load(Ordering::SeqCst)
+    }
+}
+
+pub(super) fn repository(name: &str) -> Origin {
+    Origin::registry("r.example", name)
+}
