@@ -5,3 +5,4 @@ mod harness;
 
 mod harness_tests;
 mod house;
+mod lazy_images;
