@@ -26,6 +26,8 @@ use super::flags::Flags;
 use super::log;
 use super::notify;
 use super::notify::State;
+use crate::failpoint;
+use crate::failpoint::InvalidFailpoint;
 use crate::task::Tasks;
 
 pub use super::flags::command;
@@ -42,6 +44,8 @@ pub enum RunError {
     Flags(#[from] clap::Error),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error("THUNKD_FAILPOINT is not valid")]
+    Failpoint(#[from] InvalidFailpoint),
     #[error("could not start the runtime")]
     Runtime(#[source] io::Error),
     #[error("could not listen for signals")]
@@ -62,6 +66,7 @@ pub fn run(name: &'static str, args: impl IntoIterator<Item = OsString>) -> Resu
 pub fn run_matches(matches: &ArgMatches) -> Result<ExitCode, RunError> {
     let Checked { config, warnings } = configure(matches)?;
     log::start(config.log);
+    failpoint::arm_from_environment()?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
