@@ -69,6 +69,8 @@ pub enum RegistryError {
     BadRange { place: Arc<Place>, offset: u64, answered: String },
     #[error("{place}: the bytes have digest {got}: the registry or something on the way damaged them")]
     Corrupt { place: Arc<Place>, got: Digest },
+    #[error("{place}: an answer was damaged: {problem}")]
+    Garbled { place: Arc<Place>, problem: String },
     #[error("{place} has {size} bytes, more than the limit of {limit}")]
     TooLarge { place: Arc<Place>, size: u64, limit: u64 },
     #[error("{place}: redirected in a loop or more than {limit} times, last to {address}")]
@@ -122,6 +124,7 @@ impl RegistryError {
             | RegistryError::WrongLength { place, .. }
             | RegistryError::BadRange { place, .. }
             | RegistryError::Corrupt { place, .. }
+            | RegistryError::Garbled { place, .. }
             | RegistryError::TooLarge { place, .. }
             | RegistryError::RedirectLoop { place, .. }
             | RegistryError::Protocol { place, .. }
@@ -143,6 +146,7 @@ impl RegistryError {
                 | RegistryError::WrongLength { .. }
                 | RegistryError::BadRange { .. }
                 | RegistryError::Corrupt { .. }
+                | RegistryError::Garbled { .. }
         )
     }
 

@@ -339,7 +339,7 @@ fn true_media_type(stated: String, bytes: &[u8]) -> String {
 }
 
 fn parse_index(place: &Arc<Place>, bytes: &[u8]) -> Result<Index, RegistryError> {
-    serde_json::from_slice(bytes).map_err(|error| RegistryError::Protocol {
+    serde_json::from_slice(bytes).map_err(|error| RegistryError::Garbled {
         place: Arc::clone(place),
         problem: format!("the list of referrers is not an index: {error}"),
     })

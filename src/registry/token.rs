@@ -276,7 +276,7 @@ impl Shared {
             });
         }
         let bytes = self.read(ctx, place, response, MAX_TOKEN_ANSWER).await?;
-        parse_answer(&bytes).map_err(|problem| RegistryError::Protocol { place: Arc::clone(place), problem })
+        parse_answer(&bytes).map_err(|problem| RegistryError::Garbled { place: Arc::clone(place), problem })
     }
 }
 

@@ -231,14 +231,20 @@ impl Broken {
             if !texts.iter().any(|known| known.contains(&text)) {
                 texts.push(text);
             }
-            let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-            let tls = error
-                .downcast_ref::<rustls::Error>()
-                .or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
-            not_tls |= matches!(tls, Some(rustls::Error::InvalidMessage(_)));
+            not_tls |= is_not_tls(error);
             cause = error.source();
         }
         Broken { text: texts.join(": "), not_tls }
+    }
+}
+
+/// True for what a TLS client reads from somebody who speaks something else.
+fn is_not_tls(error: &(dyn Error + 'static)) -> bool {
+    match (error.downcast_ref::<rustls::Error>(), error.downcast_ref::<io::Error>()) {
+        (Some(error), _) => matches!(error, rustls::Error::InvalidMessage(_)),
+        // The error inside is not among the sources of an I/O error.
+        (None, Some(error)) => error.get_ref().is_some_and(|inner| is_not_tls(inner)),
+        (None, None) => false,
     }
 }
 
