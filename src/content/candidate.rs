@@ -108,7 +108,9 @@ impl Inner {
         let vouched = |origin: &Origin| {
             origin.vouches()
                 && !said_no(&Some(origin.clone()), &refused)
-                && handlers.iter().any(|h| h.provider.origin().as_ref() == Some(origin))
+                && handlers
+                    .iter()
+                    .any(|h| h.provider.vouches_for(ctx) && h.provider.origin().as_ref() == Some(origin))
         };
         if let Some(row) = &row
             && (row.local || row.origins.iter().any(|k| k.proven && vouched(&k.origin)))

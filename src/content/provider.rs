@@ -31,6 +31,12 @@ pub trait Provider: fmt::Debug + Send + Sync {
 
     /// What to note so that the blob can be had again without this provider.
     fn origin(&self) -> Option<Origin>;
+
+    /// True if `ctx` is known to be let in at the origin, so that it needs no probe for what is proven
+    /// to be there.
+    fn vouches_for(&self, _ctx: &Ctx) -> bool {
+        true
+    }
 }
 
 /// Finds the provider of a durable origin; `None` if this node has no way there.

@@ -146,7 +146,7 @@ enum Entry {
     Directory,
     /// With its mode.
     Made(u32, Bytes),
-    Blob(Descriptor),
+    Blob(Box<Descriptor>),
 }
 
 impl Archive {
@@ -161,7 +161,7 @@ impl Archive {
         let documents = image.manifests.iter().chain(&image.configs);
         for (digest, entry) in documents
             .map(|d| (d.descriptor.digest, Entry::Made(0o444, d.bytes.clone())))
-            .chain(image.layers.iter().map(|l| (l.digest, Entry::Blob(l.clone()))))
+            .chain(image.layers.iter().map(|l| (l.digest, Entry::Blob(Box::new(l.clone())))))
         {
             algorithms.insert(digest.algorithm().name());
             entries.insert(blob_path(&digest), entry);

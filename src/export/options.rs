@@ -21,7 +21,6 @@ pub struct ImageOptions {
     pub force_compression: bool,
     pub prefer_nondistributable: bool,
     /// `Some(None)` for an epoch given as empty: the frontend's doesn't count then.
-    #[expect(clippy::option_option, reason = "not given, given as none, given")]
     pub epoch: Option<Option<Timestamp>>,
     pub rewrite_timestamp: bool,
     pub annotations: AnnotationsByPlatform,

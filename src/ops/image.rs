@@ -7,15 +7,20 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::op::ImageSource;
 use super::op::ResolveMode;
+use super::provide::Nowhere;
 use super::provide::RegistryProvider;
 use super::resolution::Origin;
 use super::resolution::Resolution;
 use super::source_error::SourceError;
 use crate::cache::ImageList;
 use crate::content::ContentStore;
+use crate::content::Provider;
 use crate::ctx::Ctx;
+use crate::oci::Descriptor;
 use crate::oci::Platform;
 use crate::oci::Reference;
 use crate::progress::TransferProgress;
@@ -106,7 +111,9 @@ impl Images {
         platform: &Platform,
     ) -> Result<Resolution, SourceError> {
         let Resolved { descriptor, bytes } = self.ask(ctx, reference).await?;
-        self.read(ctx, reference, descriptor, bytes, platform).await
+        let provider = RegistryProvider::new(self.registry.clone(), Repository::from(reference));
+        provider.admit(ctx);
+        self.read(ctx, Arc::new(provider), reference, descriptor, bytes, platform).await
     }
 
     /// The request that proves that the asker may read the image. Shared by those with the same rights.
@@ -134,19 +141,19 @@ impl Images {
         if reference.digest.is_some_and(|digest| digest != image.target.digest) {
             return Err(not_local());
         }
-        self.read(ctx, reference, image.target, None, platform).await
+        self.read(ctx, Arc::new(Nowhere), reference, image.target, None, platform).await
     }
 
     async fn read(
         &self,
         ctx: &Ctx,
+        provider: Arc<dyn Provider>,
         reference: &Reference,
-        root: crate::oci::Descriptor,
-        bytes: Option<bytes::Bytes>,
+        root: Descriptor,
+        bytes: Option<Bytes>,
         platform: &Platform,
     ) -> Result<Resolution, SourceError> {
-        let provider = RegistryProvider::new(self.registry.clone(), Repository::from(reference));
-        let origin = Origin { content: &self.content, provider: Arc::new(provider) };
+        let origin = Origin { content: &self.content, provider };
         Resolution::read(ctx, origin, reference.to_string(), root, bytes, platform).await
     }
 }

@@ -2,9 +2,12 @@
 //!
 //! A provider holds no right of its own. Each call asks with those of its [`Ctx`], at that moment.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::task::Context;
 use std::task::Poll;
 
@@ -60,15 +63,29 @@ impl Connect for Origins {
 }
 
 /// Blobs and manifests of one repository.
+///
+/// Several builds may come by one provider, since they share the vertex that made it. It vouches for
+/// those of them whose own request the registry answered.
 #[derive(Clone)]
 pub(super) struct RegistryProvider {
     client: RegistryClient,
     repository: Repository,
+    /// The sessions of requests that were answered. Held for a look or an insert.
+    readers: Arc<Mutex<HashSet<Vec<SessionId>>>>,
 }
 
 impl RegistryProvider {
     pub(super) fn new(client: RegistryClient, repository: Repository) -> RegistryProvider {
-        RegistryProvider { client, repository }
+        RegistryProvider { client, repository, readers: Arc::default() }
+    }
+
+    /// Notes that the registry let `ctx` read. Of a request for several sessions nobody knows whose
+    /// rights it was that counted.
+    pub(super) fn admit(&self, ctx: &Ctx) {
+        let sessions = ctx.sessions().ids();
+        if sessions.len() <= 1 {
+            self.readers.lock().unwrap_or_else(PoisonError::into_inner).insert(sessions);
+        }
     }
 }
 
@@ -88,6 +105,7 @@ impl Provider for RegistryProvider {
         }
         let body = self.client.open_blob(ctx, &self.repository, descriptor, offset).await;
         let body = body.map_err(provide_error)?;
+        self.admit(ctx);
         Ok(Opened { offset: body.offset(), body: Box::pin(RegistryBody(body)) })
     }
 
@@ -97,11 +115,17 @@ impl Provider for RegistryProvider {
         } else {
             self.client.probe_blob(ctx, &self.repository, descriptor).await
         };
-        probed.map_err(provide_error)
+        probed.map_err(provide_error)?;
+        self.admit(ctx);
+        Ok(())
     }
 
     fn origin(&self) -> Option<Origin> {
         Some(Origin::registry(&self.repository.host, &self.repository.name))
+    }
+
+    fn vouches_for(&self, ctx: &Ctx) -> bool {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).contains(&ctx.sessions().ids())
     }
 }
 
@@ -162,6 +186,30 @@ impl Provider for Prefetched {
 
     fn origin(&self) -> Option<Origin> {
         self.provider.origin()
+    }
+
+    fn vouches_for(&self, ctx: &Ctx) -> bool {
+        self.provider.vouches_for(ctx)
+    }
+}
+
+/// Stands for nobody: what an image of this node consists of is here, or where its blobs are known to
+/// be, and whoever wants it needs rights of its own there.
+#[derive(Debug)]
+pub(super) struct Nowhere;
+
+#[async_trait]
+impl Provider for Nowhere {
+    async fn open(&self, _: &Ctx, descriptor: &Descriptor, _: u64) -> Result<Opened, ProvideError> {
+        Err(ProvideError::gone(format!("no registry was asked for {}", descriptor.digest)))
+    }
+
+    async fn probe(&self, _: &Ctx, descriptor: &Descriptor) -> Result<(), ProvideError> {
+        Err(ProvideError::gone(format!("no registry was asked for {}", descriptor.digest)))
+    }
+
+    fn origin(&self) -> Option<Origin> {
+        None
     }
 }
 
@@ -244,4 +292,33 @@ impl Provider for SessionProvider {
 
 pub(super) fn session_error(error: SessionError) -> ProvideError {
     ProvideError::unreachable(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::NoCredentials;
+    use crate::registry::RegistryConfig;
+    use crate::session::SessionGroup;
+    use crate::session::Sessions;
+    use crate::task::Tasks;
+
+    #[tokio::test]
+    async fn a_provider_vouches_only_for_those_whose_own_request_was_answered() {
+        let tasks = Tasks::new();
+        let sessions = Sessions::new(&tasks);
+        let of = |ids: &[&str]| {
+            let ids = ids.iter().map(|id| SessionId::new(id));
+            Ctx::background().with_sessions(SessionGroup::new(&sessions, ids))
+        };
+        let client = RegistryClient::new(RegistryConfig::default(), Arc::new(NoCredentials), &tasks);
+        let provider = RegistryProvider::new(client, Repository::new("r.example", "app"));
+        assert!(!provider.vouches_for(&of(&["a"])));
+        provider.admit(&of(&["a", "b"]));
+        assert!(!provider.vouches_for(&of(&["a"])), "nobody knows whose rights it was");
+        assert!(!provider.vouches_for(&of(&["a", "b"])));
+        provider.admit(&of(&["a"]));
+        assert!(provider.vouches_for(&of(&["a"])));
+        assert!(!provider.vouches_for(&of(&["b"])) && !provider.vouches_for(&Ctx::background()));
+    }
 }

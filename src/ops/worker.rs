@@ -216,13 +216,12 @@ impl Operate for Worker {
         }
         let id: RecordId = id.0.parse().map_err(|_| LoadError::Missing)?;
         match self.cache.get(&id, &DescHandlers::new()) {
-            // Handlers are wanted for lazy blobs even if origins suffice: they report, and they ask
-            // with the rights of whoever names the image now.
-            Ok(found) if found.is_lazy() => {
+            // Handlers are wanted even if the blobs are here or origins suffice: they say what the
+            // asker may read, they report, and they ask with the rights of whoever names the image now.
+            Ok(found) => {
                 let digests: Vec<Digest> = found.layers().iter().map(|l| l.blob.digest).collect();
                 Ok(Some(found.with_handlers(&offered(opts, &digests))))
             }
-            Ok(found) => Ok(Some(found)),
             Err(CacheError::NeedsRemoteProvider { .. }) => {
                 let layers = self.cache.layers(&id).map_err(load_error)?.ok_or(LoadError::Missing)?;
                 let digests: Vec<Digest> = layers.iter().map(|l| l.blob.digest).collect();
