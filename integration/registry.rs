@@ -6,6 +6,7 @@ mod faults;
 mod pull;
 mod push;
 mod referee;
+mod sessions;
 mod tls;
 
 use std::collections::BTreeMap;

@@ -11,6 +11,10 @@ use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,6 +24,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+use tokio::time::Instant;
 
 use super::CredentialError;
 use super::CredentialSource;
@@ -38,6 +43,9 @@ const HELPER_PATIENCE: Duration = Duration::from_secs(60);
 
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
+/// How long a helper's answer is used: short-lived passwords (cloud registries) live for five minutes.
+const FRESH_FOR: Duration = Duration::from_secs(240);
+
 /// What a helper calls the user of an identity token.
 const TOKEN_USER: &str = "<token>";
 
@@ -50,7 +58,12 @@ pub struct DockerConfig {
     creds_store: Option<String>,
     #[serde(deserialize_with = "null_is_default")]
     cred_helpers: BTreeMap<String, String>,
+    /// What helpers answered, until when it counts. Shared by clones.
+    #[serde(skip)]
+    known: Arc<Mutex<Known>>,
 }
+
+type Known = BTreeMap<String, (Credentials, Instant)>;
 
 #[derive(Clone, Default, Deserialize)]
 #[serde(rename_all = "lowercase", default)]
@@ -123,7 +136,15 @@ impl DockerConfig {
         let helper = self.cred_helpers.get(server).or_else(|| self.cred_helpers.get(host));
         let helper = helper.or(self.creds_store.as_ref()).filter(|helper| !helper.is_empty());
         if let Some(helper) = helper {
-            let found = ask_helper(helper, server).await?;
+            let known = self.known().get(server).cloned().filter(|(_, until)| *until > Instant::now());
+            let found = match known {
+                Some((credentials, _)) => credentials,
+                None => {
+                    let found = ask_helper(helper, server).await?;
+                    self.known().insert(server.to_owned(), (found.clone(), Instant::now() + FRESH_FOR));
+                    found
+                }
+            };
             if found != Credentials::Anonymous {
                 return Ok(found);
             }
@@ -143,6 +164,10 @@ impl DockerConfig {
     pub fn registry_token(&self, host: &str) -> Option<Secret> {
         let token = self.entry(host)?.registrytoken.as_ref()?;
         (!token.is_empty()).then(|| Secret::new(token.clone()))
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn entry(&self, host: &str) -> Option<&Entry> {
@@ -274,7 +299,9 @@ impl CredentialSource for DockerConfig {
         Ok(Some(identity).filter(|identity| !refused.contains(&identity.id)))
     }
 
-    fn forget(&self, _host: &str, _identity: &IdentityId) {}
+    fn forget(&self, host: &str, _identity: &IdentityId) {
+        self.known().remove(server(host));
+    }
 }
 
 #[cfg(test)]

@@ -74,6 +74,9 @@ struct Learned {
     scopes: HashMap<Scopes, Scopes>,
 }
 
+/// Hosts remembered before idle ones are forgotten: names come from build definitions.
+const MAX_HOSTS: usize = 1024;
+
 /// Scopes remembered at most; beyond them challenges simply come again.
 const MAX_LEARNED_SCOPES: usize = 1024;
 
@@ -250,6 +253,10 @@ impl Endpoints {
     /// The endpoints of `host`, itself last. `trusting` is as [`super::RegistryClient::trusting`] says.
     pub fn of(&self, host: &str, trusting: bool, purpose: Purpose) -> Vec<Arc<Endpoint>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_HOSTS {
+            // What was learned of an idle host is learned again when it is asked again.
+            known.retain(|_, endpoints| endpoints.iter().any(|endpoint| Arc::strong_count(endpoint) > 1));
+        }
         let all = known.entry((host.to_owned(), trusting)).or_insert_with(|| self.make(host, trusting));
         match purpose {
             Purpose::Read => all.clone(),

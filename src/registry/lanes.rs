@@ -12,6 +12,9 @@ use super::LaneLimits;
 use crate::ctx::Cancelled;
 use crate::ctx::Ctx;
 
+/// Hosts remembered before idle ones are forgotten: names come from build definitions.
+const MAX_HOSTS: usize = 1024;
+
 /// What a request does, as far as limits care.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Lane {
@@ -71,6 +74,14 @@ impl Lanes {
             download: lane(self.limits.download),
             upload: lane(self.limits.upload),
         });
+        if hosts.len() >= MAX_HOSTS {
+            // Whoever holds or awaits a permit holds a lane: such hosts stay.
+            let is_used = |lane: &Arc<Semaphore>| Arc::strong_count(lane) > 1;
+            hosts.retain(|_, host| {
+                Arc::strong_count(host) > 1
+                    || [&host.metadata, &host.download, &host.upload].into_iter().any(is_used)
+            });
+        }
         hosts.insert(name.to_owned(), Arc::clone(&host));
         host
     }
@@ -93,6 +104,21 @@ mod tests {
             lanes.enter(&ctx, "b", Lane::Download).await.unwrap(),
         );
         drop(first);
+        assert!(second.await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn idle_hosts_are_forgotten_and_limits_in_use_are_not() {
+        let lanes = Lanes::new(LaneLimits { metadata: 1, download: 1, upload: 1 });
+        let ctx = Ctx::background();
+        let busy = lanes.enter(&ctx, "busy", Lane::Download).await.unwrap();
+        for n in 0..3 * MAX_HOSTS {
+            drop(lanes.enter(&ctx, &n.to_string(), Lane::Metadata).await.unwrap());
+        }
+        assert!(lanes.hosts.lock().unwrap().len() <= MAX_HOSTS);
+        let mut second = Box::pin(lanes.enter(&ctx, "busy", Lane::Download));
+        assert!(futures::poll!(&mut second).is_pending());
+        drop(busy);
         assert!(second.await.is_ok());
     }
 

@@ -110,8 +110,11 @@ impl RegistryClient {
         mounts: &[String],
         body: OpenBody<'_>,
     ) -> Result<Pushed, PushError> {
-        if self.has_blob(ctx, repository, descriptor).await? {
-            return Ok(Pushed::Existed);
+        match self.has_blob(ctx, repository, descriptor).await {
+            Ok(true) => return Ok(Pushed::Existed),
+            // Who may push need not be allowed to look.
+            Ok(false) | Err(RegistryError::Unauthorized { .. } | RegistryError::Forbidden { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
         let mut begun = None;
         for from in mounts.iter().filter(|from| **from != repository.name) {
@@ -349,8 +352,10 @@ impl RegistryClient {
         descriptor: &Descriptor,
         bytes: Bytes,
     ) -> Result<Pushed, PushError> {
-        if self.head_manifest(ctx, repository, selector).await? == Some(descriptor.digest) {
-            return Ok(Pushed::Existed);
+        match self.head_manifest(ctx, repository, selector).await {
+            Ok(Some(digest)) if digest == descriptor.digest => return Ok(Pushed::Existed),
+            Ok(_) | Err(RegistryError::Unauthorized { .. } | RegistryError::Forbidden { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
         self.put_manifest(ctx, repository, selector, descriptor, bytes).await?;
         Ok(Pushed::Uploaded)

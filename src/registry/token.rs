@@ -405,6 +405,20 @@ mod tests {
     }
 
     #[test]
+    fn secrets_go_to_a_token_server_over_tls_unless_the_registry_itself_is_plain() {
+        let place =
+            super::super::client::place(&super::super::Repository::new("r", "a"), String::new(), None);
+        let allowed = |host: &str, url: &str| realm(&Endpoint::for_test(host, false), url, &place).is_ok();
+        assert!(allowed("r.example", "https://auth.example/token"));
+        assert!(allowed("localhost:5000", "http://localhost:5000/token"));
+        for url in ["http://auth.example/token", "http://r.example/token", "/token", "file:///etc/passwd", ""]
+        {
+            assert!(!allowed("r.example", url), "{url}");
+        }
+        assert!(!allowed("localhost:5000", "ftp://localhost/token"));
+    }
+
+    #[test]
     fn answers_of_token_servers_are_read() {
         let seconds = Duration::from_secs;
         for (answer, read) in [

@@ -12,6 +12,9 @@ use thunk::proto::content::content_server::ContentServer;
 use thunk::proto::control::BytesMessage;
 use thunk::proto::filesync::file_send_server::FileSendServer;
 use thunk::proto::health::health_server::HealthServer;
+use thunk::session::Opening;
+use thunk::session::SessionId;
+use thunk::session::Sessions;
 use tokio::io::AsyncReadExt as _;
 use tokio::io::AsyncWriteExt as _;
 use tokio::io::DuplexStream;
@@ -20,6 +23,7 @@ use tokio::io::WriteHalf;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::sync::DropGuard;
 use tonic::Code;
@@ -162,6 +166,36 @@ impl Session {
         let (closing, ended) = (CancellationToken::new(), CancellationToken::new());
         tasks.spawn(pump_out(read, sender, closing.clone()));
         tasks.spawn(pump_in(inbound, write, ended.clone().drop_guard()));
+        Self { id, calls, files, closing, ended, _tasks: tasks }
+    }
+
+    /// A session of `sessions` in this process, without a daemon around them.
+    pub async fn join(sessions: &Sessions, attach: Attachables) -> Self {
+        let id = format!("session-{:016x}", rand::random::<u64>());
+        let opening = Opening {
+            id: SessionId::new(&id),
+            name: "thunk-test".to_owned(),
+            shared_key: attach.shared_key.clone(),
+            methods: attach.methods().into_iter().map(str::to_owned).collect(),
+            health: None,
+        };
+        let (calls, files) = (Arc::new(Calls::default()), Files::default());
+        let (ours, theirs) = tokio::io::duplex(PIPE);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve(theirs, attach, calls.clone(), files.clone()));
+        let (read, mut write) = tokio::io::split(ours);
+        let (closing, ended) = (CancellationToken::new(), CancellationToken::new());
+        let inbound = ReaderStream::new(read).take_until(closing.clone().cancelled_owned());
+        let mut outbound = sessions.open(opening, inbound.boxed()).await.expect("open a session");
+        let guard = ended.clone().drop_guard();
+        tasks.spawn(async move {
+            let _ended = guard;
+            while let Some(bytes) = outbound.next().await {
+                if write.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+        });
         Self { id, calls, files, closing, ended, _tasks: tasks }
     }
 
