@@ -18,6 +18,8 @@ use super::toml::Finding;
 use super::units::Space;
 use crate::oci::Platform;
 use crate::registry::HostConfig;
+use crate::registry::Patience;
+use crate::registry::RetryPolicy;
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -34,6 +36,8 @@ pub struct Config {
     /// By host, as it stands in references.
     pub registries: BTreeMap<String, HostConfig>,
     pub registry_concurrency: Option<NonZeroUsize>,
+    pub registry_retry: RetryPolicy,
+    pub registry_patience: Patience,
     pub worker: WorkerConfig,
     pub dns: DnsConfig,
     pub history: HistoryConfig,
@@ -176,6 +180,7 @@ pub struct Settings {
     pub entitlements: Option<BTreeSet<Entitlement>>,
     pub registries: BTreeMap<String, HostConfig>,
     pub registry_concurrency: Option<NonZeroUsize>,
+    pub registry_waits: RegistryWaits,
     pub oci_worker: Option<bool>,
     pub containerd_worker: Option<bool>,
     pub labels: BTreeMap<String, String>,
@@ -188,6 +193,48 @@ pub struct Settings {
     pub dns: Option<DnsConfig>,
     pub history_max_age: Option<Duration>,
     pub history_max_entries: Option<usize>,
+}
+
+/// What one layer says about how long registries are waited for, and how often they are asked again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RegistryWaits {
+    pub retries: Option<u32>,
+    pub retry_base: Option<Duration>,
+    pub longest_retry_after: Option<Duration>,
+    pub connect: Option<Duration>,
+    pub stall: Option<Duration>,
+    pub commit: Option<Duration>,
+}
+
+impl RegistryWaits {
+    fn under(self, above: RegistryWaits) -> RegistryWaits {
+        RegistryWaits {
+            retries: above.retries.or(self.retries),
+            retry_base: above.retry_base.or(self.retry_base),
+            longest_retry_after: above.longest_retry_after.or(self.longest_retry_after),
+            connect: above.connect.or(self.connect),
+            stall: above.stall.or(self.stall),
+            commit: above.commit.or(self.commit),
+        }
+    }
+
+    fn retry(self) -> RetryPolicy {
+        let default = RetryPolicy::default();
+        RetryPolicy {
+            retries: self.retries.unwrap_or(default.retries),
+            base: self.retry_base.unwrap_or(default.base),
+            longest_wait: self.longest_retry_after.unwrap_or(default.longest_wait),
+        }
+    }
+
+    fn patience(self) -> Patience {
+        let default = Patience::default();
+        Patience {
+            connect: self.connect.unwrap_or(default.connect),
+            stall: self.stall.unwrap_or(default.stall),
+            commit: self.commit.unwrap_or(default.commit),
+        }
+    }
 }
 
 impl Settings {
@@ -212,6 +259,7 @@ impl Settings {
             entitlements: above.entitlements.or(self.entitlements),
             registries,
             registry_concurrency: above.registry_concurrency.or(self.registry_concurrency),
+            registry_waits: self.registry_waits.under(above.registry_waits),
             oci_worker: above.oci_worker.or(self.oci_worker),
             containerd_worker: above.containerd_worker.or(self.containerd_worker),
             labels,
@@ -316,6 +364,8 @@ impl Config {
             entitlements: settings.entitlements.unwrap_or_default(),
             registries: settings.registries,
             registry_concurrency: settings.registry_concurrency,
+            registry_retry: settings.registry_waits.retry(),
+            registry_patience: settings.registry_waits.patience(),
             worker: WorkerConfig {
                 labels: settings.labels,
                 platforms: settings

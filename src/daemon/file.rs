@@ -18,6 +18,7 @@ use super::config::Entitlement;
 use super::config::GcLimits;
 use super::config::GcRule;
 use super::config::LogLevel;
+use super::config::RegistryWaits;
 use super::config::Settings;
 use super::toml::Document;
 use super::toml::Finding;
@@ -199,6 +200,7 @@ fn settings(root: &Section<'_>) -> Settings {
             .collect(),
         registry_concurrency: count(&root.section("system"), "maxRegistryConcurrency", 1)
             .and_then(NonZeroUsize::new),
+        registry_waits: waits(&root.section("thunk").section("registry")),
         oci_worker: oci.flag("enabled"),
         containerd_worker: worker.section("containerd").flag("enabled"),
         labels: oci.section("labels").named_texts().into_iter().collect(),
@@ -275,6 +277,22 @@ fn registry(section: &Section<'_>) -> HostConfig {
         ca: paths("ca"),
         keypairs: section.sections("keypair").unwrap_or_default().iter().filter_map(keypair).collect(),
         tls_config_dirs: paths("tlsconfigdir"),
+    }
+}
+
+/// `[thunk.registry]`, which `buildkitd` doesn't have and ignores.
+fn waits(section: &Section<'_>) -> RegistryWaits {
+    let wait = |key| {
+        let expected = format!("{} that is not zero", units::DURATION);
+        section.scalar(key, &expected, |text| units::parse_duration(text).filter(|wait| !wait.is_zero()))
+    };
+    RegistryWaits {
+        retries: section.number("retries", 0..=100).and_then(|n| u32::try_from(n).ok()),
+        retry_base: wait("retryBase"),
+        longest_retry_after: wait("maxRetryAfter"),
+        connect: wait("connectTimeout"),
+        stall: wait("stallTimeout"),
+        commit: wait("commitTimeout"),
     }
 }
 

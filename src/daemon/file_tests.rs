@@ -63,6 +63,14 @@ cert = "cert.pem"
 [system]
 maxRegistryConcurrency = 6
 
+[thunk.registry]
+retries = 5
+retryBase = "500ms"
+maxRetryAfter = "10s"
+connectTimeout = 4
+stallTimeout = "20s"
+commitTimeout = "1m"
+
 [worker.oci]
 enabled = true
 platforms = ["linux/amd64", "linux/arm64"]
@@ -112,6 +120,11 @@ maxEntries = 7
     assert_eq!(docker.keypairs, [KeyPair { key: "key.pem".into(), cert: "cert.pem".into() }]);
     assert_eq!(docker.tls_config_dirs, [PathBuf::from("/etc/buildkitd/myregistry")]);
     assert_eq!(settings.registry_concurrency.map(NonZeroUsize::get), Some(6));
+    let waits = settings.registry_waits;
+    assert_eq!((waits.retries, waits.retry_base), (Some(5), Some(Duration::from_millis(500))));
+    assert_eq!(waits.longest_retry_after, Some(Duration::from_secs(10)));
+    let patience = [waits.connect, waits.stall, waits.commit];
+    assert_eq!(patience.map(|wait| wait.unwrap().as_secs()), [4, 20, 60]);
     assert_eq!(settings.labels["aa.bb.cc"], "baz");
     assert_eq!(settings.platforms.unwrap().len(), 2);
     assert_eq!(settings.gc_limits.reserved, Some(Space::Bytes(123_456_789)));
@@ -207,6 +220,10 @@ socketPath = 1
 
 [worker.containerd]
 enabled = "auto"
+
+[thunk.registry]
+retries = -1
+stallTimeout = 0
 "#,
     );
     insta::with_settings!({ omit_expression => true }, {

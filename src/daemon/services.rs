@@ -155,7 +155,12 @@ fn registry_config(config: &Config) -> RegistryConfig {
     if let Some(limit) = config.registry_concurrency {
         (lanes.download, lanes.upload) = (limit.get(), limit.get());
     }
-    RegistryConfig { hosts: config.registries.clone(), lanes, ..RegistryConfig::default() }
+    RegistryConfig {
+        hosts: config.registries.clone(),
+        lanes,
+        retry: config.registry_retry,
+        patience: config.registry_patience,
+    }
 }
 
 /// The labels that clients know, below those that were configured.
