@@ -50,6 +50,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::RwLock;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -95,6 +96,9 @@ struct Shared {
     path: PathBuf,
     /// Locked for the life of the store, so that two processes never share one.
     file: Arc<File>,
+    /// The file is new and its directory not synced yet, which the first durable commit does: a start
+    /// is not to wait for it.
+    created: AtomicBool,
     /// Replaced by the writer alone, after the file had failed.
     handle: RwLock<Arc<Handle>>,
     counters: Arc<Counters>,
@@ -130,11 +134,8 @@ impl Db {
         let file = Arc::new(file);
         let counters = Arc::new(Counters::default());
         let handle = Handle::open(&file, &counters).map_err(|e| opening(e.into()))?;
-        if created && let Some(parent) = path.parent() {
-            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| opening(redb::Error::Io(e)))?;
-        }
-        let shared = Arc::new(Shared { path, file, handle: RwLock::new(Arc::new(handle)), counters });
+        let (created, handle) = (AtomicBool::new(created), RwLock::new(Arc::new(handle)));
+        let shared = Arc::new(Shared { path, file, created, handle, counters });
         let (sender, jobs) = mpsc::channel();
         let writer = std::thread::Builder::new().name("db-writer".to_owned()).spawn({
             let shared = Arc::clone(&shared);
@@ -246,6 +247,17 @@ impl Drop for Owner {
 impl Shared {
     fn handle(&self) -> Arc<Handle> {
         Arc::clone(&self.handle.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes a new file findable after a crash.
+    fn sync_directory(&self) -> Result<(), DbError> {
+        if self.created.load(Ordering::Relaxed) {
+            let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            self.counters.fsyncs.fetch_add(1, Ordering::Relaxed);
+            File::open(parent).and_then(|dir| dir.sync_all()).map_err(redb::Error::Io)?;
+            self.created.store(false, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Opens the file anew at its last durable commit. The old handle's readers keep the pages that they

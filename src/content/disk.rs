@@ -28,6 +28,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
@@ -59,6 +60,9 @@ pub(super) struct Found {
 pub(super) struct Disk {
     root: PathBuf,
     next: AtomicU64,
+    /// The directories above those of blobs may be new and not synced, which the first blob of a process
+    /// does: a start is not to wait for it.
+    unsynced: AtomicBool,
     counters: Arc<Counters>,
     /// The size that a partial blob can't exceed: a full disk, for tests.
     #[cfg(test)]
@@ -71,28 +75,26 @@ impl Disk {
         let disk = Disk {
             root: root.to_path_buf(),
             next: AtomicU64::new(0),
+            unsynced: AtomicBool::new(true),
             counters,
             #[cfg(test)]
             full: AtomicU64::new(u64::MAX),
         };
-        for algorithm in ALGORITHMS {
-            let path = disk.blobs(algorithm);
-            fs::create_dir_all(&path).map_err(ContentError::io("make", &path))?;
-        }
         let ingest = disk.ingest();
-        fs::create_dir_all(&ingest).map_err(ContentError::io("make", &ingest))?;
+        if !root.join("oci-layout").exists() {
+            for path in ALGORITHMS.map(|algorithm| disk.blobs(algorithm)).iter().chain([&ingest]) {
+                fs::create_dir_all(path).map_err(ContentError::io("make", path))?;
+            }
+            for (name, text) in [("index.json", EMPTY_INDEX), ("oci-layout", LAYOUT)] {
+                let path = root.join(name);
+                fs::write(&path, text).map_err(ContentError::io("write", &path))?;
+            }
+        }
         for entry in fs::read_dir(&ingest).map_err(ContentError::io("list", &ingest))? {
             let entry = entry.map_err(ContentError::io("list", &ingest))?;
             if parse_partial(&entry.file_name().to_string_lossy()).is_none() {
                 remove(&entry.path())?;
             }
-        }
-        if !root.join("oci-layout").exists() {
-            for (name, text) in [("index.json", EMPTY_INDEX), ("oci-layout", LAYOUT)] {
-                let path = root.join(name);
-                fs::write(&path, text).map_err(ContentError::io("write", &path))?;
-            }
-            disk.sync_directory(root)?;
         }
         Ok(disk)
     }
@@ -168,7 +170,7 @@ impl Disk {
         let path = self.partial(digest);
         self.seal(file, &path)?;
         self.rename(&path, digest)?;
-        self.sync_directory(&self.blobs(digest.algorithm()))?;
+        self.sync_blobs(digest.algorithm())?;
         failpoint::hit(Failpoint::BlobDirectorySynced)?;
         Ok(())
     }
@@ -214,6 +216,19 @@ impl Disk {
         Ok(())
     }
 
+    /// Syncs a directory of blobs, and once those above it.
+    fn sync_blobs(&self, algorithm: Algorithm) -> Result<(), ContentError> {
+        let path = self.blobs(algorithm);
+        self.sync_directory(&path)?;
+        if self.unsynced.load(Ordering::Relaxed) {
+            for above in path.ancestors().skip(1).take(3).filter(|p| !p.as_os_str().is_empty()) {
+                self.sync_directory(above)?;
+            }
+            self.unsynced.store(false, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     fn sync_directory(&self, path: &Path) -> Result<(), ContentError> {
         self.counters.fsync();
         File::open(path).and_then(|dir| dir.sync_all()).map_err(ContentError::io("sync", path))
@@ -226,7 +241,7 @@ impl Disk {
     ) -> Result<(), ContentError> {
         for algorithm in ALGORITHMS {
             if digests.clone().any(|d| d.algorithm() == algorithm) {
-                self.sync_directory(&self.blobs(algorithm))?;
+                self.sync_blobs(algorithm)?;
             }
         }
         Ok(())

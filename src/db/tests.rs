@@ -70,6 +70,7 @@ async fn what_was_answered_survives_a_crash() {
 #[tokio::test]
 async fn writers_that_wait_together_share_one_commit() {
     let f = fixture();
+    f.db.write(put("first", 1)).await.unwrap();
     let release = f.hold_the_writer();
     let (commits, fsyncs) = (f.db.commits(), f.db.fsyncs());
     let waiting: Vec<_> = ["a", "b", "c", "d"].into_iter().map(|k| f.db.write(put(k, 1))).collect();

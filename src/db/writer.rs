@@ -208,6 +208,7 @@ impl Writer {
             return Err(error);
         }
         if durable {
+            self.shared.sync_directory()?;
             failpoint::hit(Failpoint::TransactionCommitted)?;
         }
         self.shared.counters.commits.fetch_add(1, Ordering::Relaxed);
