@@ -161,7 +161,7 @@ impl Archive {
         let documents = image.manifests.iter().chain(&image.configs);
         for (digest, entry) in documents
             .map(|d| (d.descriptor.digest, Entry::Made(0o444, d.bytes.clone())))
-            .chain(image.layers.iter().map(|l| (l.digest, Entry::Blob(Box::new(l.clone())))))
+            .chain(image.layers.iter().map(|l| (l.blob.digest, Entry::Blob(Box::new(l.blob.clone())))))
         {
             algorithms.insert(digest.algorithm().name());
             entries.insert(blob_path(&digest), entry);
@@ -267,7 +267,7 @@ impl Sender<'_> {
     ) -> Result<(), ExportError> {
         let (content, handlers) = (&self.exporters.content, &self.image.handlers);
         let fetch = stream::iter(&self.image.layers)
-            .map(|layer| content.fetch(self.ctx, layer, handlers))
+            .map(|layer| content.fetch(self.ctx, &layer.blob, handlers))
             .buffer_unordered(FETCHES)
             // The records of the image hold what was fetched.
             .try_for_each(async |_lease| Ok(()))
@@ -355,7 +355,8 @@ impl Sender<'_> {
             .map(|d| (d.descriptor.digest, d.bytes.clone()))
             .collect();
         let configs = self.image.configs.iter().map(|c| &c.descriptor);
-        let blobs: Vec<&Descriptor> = self.image.layers.iter().chain(configs).collect();
+        let layers = self.image.layers.iter().map(|l| &l.blob);
+        let blobs: Vec<&Descriptor> = layers.chain(configs).collect();
         let send = async {
             stream::iter(blobs)
                 .map(|blob| self.send_blob(&store, blob, made.get(&blob.digest)))
@@ -392,5 +393,89 @@ impl Sender<'_> {
         }
         ingest.commit().await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::DescHandlers;
+    use crate::export::assemble::Document;
+    use crate::export::assemble::ImageLayer;
+
+    fn image() -> Image {
+        let document = |media_type: &str, text: String| Document {
+            descriptor: Descriptor::of(media_type, text.as_bytes()),
+            bytes: text.into(),
+        };
+        let layer = Descriptor::of(media_type::OCI_LAYER_GZIP, b"layer");
+        let config = document(media_type::OCI_CONFIG, "{}".to_owned());
+        let text = format!(r#"{{"layers":[{}]}}"#, serde_json::to_string(&layer).unwrap());
+        let manifest = document(media_type::OCI_MANIFEST, text);
+        Image {
+            root: manifest.descriptor.clone(),
+            config_digest: Some(config.descriptor.digest),
+            manifests: vec![manifest],
+            configs: vec![config],
+            layers: vec![ImageLayer { listed: layer.clone(), blob: layer }],
+            handlers: DescHandlers::new(),
+            _refs: Vec::new(),
+        }
+    }
+
+    fn made(archive: &Archive, name: &str) -> String {
+        match &archive.entries[name] {
+            Entry::Made(_, bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
+            _ => panic!("{name} is no document"),
+        }
+    }
+
+    #[test]
+    fn an_archive_has_a_layout_an_index_and_every_blob_in_the_order_of_names() {
+        let image = image();
+        let archive = Archive::new(Format::Oci, &image, &image.root, &[]).unwrap();
+        let names: Vec<&str> = archive.entries.keys().map(String::as_str).collect();
+        let mut blobs: Vec<String> = image.digests().iter().map(blob_path).collect();
+        blobs.sort();
+        let mut expected = vec!["blobs/", "blobs/sha256/"];
+        expected.extend(blobs.iter().map(String::as_str));
+        expected.extend(["index.json", "oci-layout"]);
+        assert_eq!(names, expected);
+        assert_eq!(made(&archive, "oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#);
+        let index = made(&archive, "index.json");
+        let descriptor = serde_json::to_string(&image.root).unwrap();
+        assert_eq!(
+            index,
+            format!(
+                r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{descriptor}]}}"#
+            )
+        );
+    }
+
+    #[test]
+    fn names_are_tags_in_the_index_and_familiar_in_dockers_list() {
+        let image = image();
+        let names = normalised("busybox,r.example:5000/a/b:t").unwrap();
+        let archive = Archive::new(Format::Docker, &image, &image.root, &names).unwrap();
+        let index: serde_json::Value = serde_json::from_str(&made(&archive, "index.json")).unwrap();
+        let annotation =
+            |n: usize, key: &str| index["manifests"][n]["annotations"][key].as_str().unwrap().to_owned();
+        assert_eq!(annotation(0, "io.containerd.image.name"), "docker.io/library/busybox:latest");
+        assert_eq!(annotation(0, "org.opencontainers.image.ref.name"), "latest");
+        assert_eq!(annotation(1, "org.opencontainers.image.ref.name"), "t");
+        assert_eq!(
+            made(&archive, "manifest.json"),
+            format!(
+                r#"[{{"Config":"{}","RepoTags":["busybox:latest","r.example:5000/a/b:t"],"Layers":["{}"]}}]"#,
+                blob_path(&image.configs[0].descriptor.digest),
+                blob_path(&image.layers[0].blob.digest)
+            )
+        );
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_refused() {
+        assert!(normalised("UPPER").is_err());
+        assert!(normalised("").unwrap().is_empty());
     }
 }

@@ -49,7 +49,7 @@ pub(super) struct Image {
     pub(super) manifests: Vec<Document>,
     pub(super) configs: Vec<Document>,
     /// Each blob once.
-    pub(super) layers: Vec<Descriptor>,
+    pub(super) layers: Vec<ImageLayer>,
     /// Of an image for one platform.
     pub(super) config_digest: Option<Digest>,
     pub(super) handlers: DescHandlers,
@@ -57,11 +57,20 @@ pub(super) struct Image {
     pub(super) _refs: Vec<ImmutableRef>,
 }
 
+/// A layer of an image.
+#[derive(Clone, Debug)]
+pub(super) struct ImageLayer {
+    /// As the manifest lists it.
+    pub(super) listed: Descriptor,
+    /// As it is known here, which says where a layer that is not distributed comes from.
+    pub(super) blob: Descriptor,
+}
+
 impl Image {
     /// Everything that the image consists of.
     pub(super) fn digests(&self) -> Vec<Digest> {
         let documents = self.manifests.iter().chain(&self.configs).map(|d| d.descriptor.digest);
-        documents.chain(self.layers.iter().map(|l| l.digest)).collect()
+        documents.chain(self.layers.iter().map(|l| l.blob.digest)).collect()
     }
 }
 
@@ -69,7 +78,7 @@ impl Image {
 struct Part {
     manifest: Document,
     config: Document,
-    layers: Vec<Descriptor>,
+    layers: Vec<ImageLayer>,
 }
 
 /// Makes the documents of the image that `source` is. `options` are settled.
@@ -158,7 +167,7 @@ fn part(
     let oci = options.is_oci();
     let config_type = if oci { media_type::OCI_CONFIG } else { media_type::DOCKER_CONFIG };
     let config = document(config_type, config);
-    let layers: Vec<Descriptor> =
+    let listed: Vec<Descriptor> =
         layers.iter().map(|layer| describe(layer, options)).collect::<Result<_, _>>()?;
     // Without an index there is one platform, and what is said for one by name counts for none.
     let annotations = options.annotations.of(source.is_multi_platform().then_some(&platform.platform));
@@ -167,7 +176,7 @@ fn part(
         schema_version: 2,
         media_type: manifest_type,
         config: &config.descriptor,
-        layers: (!layers.is_empty()).then_some(layers.as_slice()),
+        layers: (!listed.is_empty()).then_some(listed.as_slice()),
         annotations: &annotations.manifest,
     };
     let mut manifest = document(manifest_type, json::to_vec_indented(&manifest).map_err(ExportError::json)?);
@@ -175,6 +184,8 @@ fn part(
     manifest.descriptor.annotations = annotations.manifest_descriptor;
     drop(Step::start(ctx, format!("exporting manifest {}", manifest.descriptor.digest)));
     drop(Step::start(ctx, format!("exporting config {}", config.descriptor.digest)));
+    let blobs = layers.iter().map(|layer| layer.blob.clone());
+    let layers = listed.into_iter().zip(blobs).map(|(listed, blob)| ImageLayer { listed, blob }).collect();
     Ok(Part { manifest, config, layers })
 }
 
@@ -230,9 +241,9 @@ fn document(media_type: &str, bytes: Vec<u8>) -> Document {
     Document { descriptor: Descriptor::of(media_type, &bytes), bytes: bytes.into() }
 }
 
-fn distinct(mut layers: Vec<Descriptor>) -> Vec<Descriptor> {
+fn distinct(mut layers: Vec<ImageLayer>) -> Vec<ImageLayer> {
     let mut seen = HashSet::new();
-    layers.retain(|layer| seen.insert(layer.digest));
+    layers.retain(|layer| seen.insert(layer.blob.digest));
     layers
 }
 

@@ -189,16 +189,25 @@ impl Push {
         let _step = Step::start(ctx, format!("pushing manifest for {name}"));
         let Some((top, children)) = image.manifests.split_last() else { return Ok(()) };
         if !known {
-            let push = |child: &Document| {
-                let (child, registry, repository) = (child.clone(), registry.clone(), repository.clone());
-                async move {
-                    let selector = Selector::Digest(child.descriptor.digest);
-                    self.manifest(ctx, &registry, &repository, &selector, &child).await
-                }
-            };
+            let push = |child| self.child(ctx, &registry, &repository, child);
             stream::iter(children.iter().map(push)).buffer_unordered(CONCURRENT).try_collect::<()>().await?;
         }
+        // What is there under the name is known to be something else.
         self.manifest(ctx, &registry, &repository, &selector, top).await
+    }
+
+    async fn child(
+        &self,
+        ctx: &Ctx,
+        registry: &RegistryClient,
+        repository: &Repository,
+        child: &Document,
+    ) -> Result<(), PushFailure> {
+        let selector = Selector::Digest(child.descriptor.digest);
+        if registry.head_manifest(ctx, repository, &selector).await? == Some(child.descriptor.digest) {
+            return Ok(());
+        }
+        self.manifest(ctx, registry, repository, &selector, child).await
     }
 
     async fn manifest(
@@ -210,7 +219,7 @@ impl Push {
         document: &Document,
     ) -> Result<(), PushFailure> {
         let Document { descriptor, bytes } = document;
-        registry.push_manifest(ctx, repository, selector, descriptor, bytes.clone()).await?;
+        registry.put_manifest(ctx, repository, selector, descriptor, bytes.clone()).await?;
         failpoint::hit(Failpoint::ManifestPushed)?;
         self.content.record_origin(&descriptor.digest, origin(repository));
         Ok(())
@@ -226,9 +235,10 @@ impl Push {
         insecure: bool,
     ) -> Result<(), PushFailure> {
         let handlers = Arc::new(image.handlers.clone());
-        let layers = image.layers.iter().filter(|layer| !layer.is_foreign_layer()).map(|layer| {
+        let distributed = image.layers.iter().filter(|layer| !layer.listed.is_foreign_layer());
+        let layers = distributed.map(|layer| {
             let source = Source::Stored(Arc::clone(&handlers));
-            Asker { ctx: ctx.clone(), descriptor: layer.clone(), source }
+            Asker { ctx: ctx.clone(), descriptor: layer.blob.clone(), source }
         });
         let configs = image.configs.iter().map(|config| {
             let source = Source::Made(config.bytes.clone());
