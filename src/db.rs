@@ -99,8 +99,8 @@ struct Shared {
     /// The file is new and its directory not synced yet, which the first durable commit does: a start
     /// is not to wait for it.
     created: AtomicBool,
-    /// Replaced by the writer alone, after the file had failed.
-    handle: RwLock<Arc<Handle>>,
+    /// Replaced by the writer alone, after the file had failed; `None` once closed.
+    handle: RwLock<Option<Arc<Handle>>>,
     counters: Arc<Counters>,
 }
 
@@ -134,7 +134,7 @@ impl Db {
         let file = Arc::new(file);
         let counters = Arc::new(Counters::default());
         let handle = Handle::open(&file, &counters).map_err(|e| opening(e.into()))?;
-        let (created, handle) = (AtomicBool::new(created), RwLock::new(Arc::new(handle)));
+        let (created, handle) = (AtomicBool::new(created), RwLock::new(Some(Arc::new(handle))));
         let shared = Arc::new(Shared { path, file, created, handle, counters });
         let (sender, jobs) = mpsc::channel();
         let writer = std::thread::Builder::new().name("db-writer".to_owned()).spawn({
@@ -150,7 +150,7 @@ impl Db {
     /// Runs `read` on a snapshot. Blocks for disk reads of pages that aren't cached, so it is for a few
     /// rows at a time; a long scan belongs on a blocking thread, since a snapshot pins its pages.
     pub fn read<T>(&self, read: impl FnOnce(&ReadTx) -> Result<T, DbError>) -> Result<T, DbError> {
-        let handle = self.owner.shared.handle();
+        let handle = self.owner.shared.handle()?;
         read(&ReadTx::begin(&handle.database)?)
     }
 
@@ -235,6 +235,7 @@ impl Owner {
         {
             tracing::error!(path = %self.shared.path.display(), "the writer of the metadata store panicked");
         }
+        self.shared.close();
     }
 }
 
@@ -245,8 +246,22 @@ impl Drop for Owner {
 }
 
 impl Shared {
-    fn handle(&self) -> Arc<Handle> {
-        Arc::clone(&self.handle.read().unwrap_or_else(PoisonError::into_inner))
+    fn handle(&self) -> Result<Arc<Handle>, DbError> {
+        self.handle.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(DbError::Closed)
+    }
+
+    /// Closes the file and lets go of its lock: explicitly, since a process that was forked at this
+    /// moment shares the lock until it executes something.
+    fn close(&self) {
+        let handle = self.handle.write().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(handle) = handle else { return };
+        let fence = Arc::clone(&handle.fence);
+        // The last one writes that the store was closed well; a reader that is left must not do so later.
+        drop(Arc::into_inner(handle));
+        fence.close();
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(%error, path = %self.path.display(), "the metadata store was not unlocked");
+        }
     }
 
     /// Makes a new file findable after a crash.
@@ -264,8 +279,9 @@ impl Shared {
     /// have cached, and fail on others.
     fn reopen(&self) -> Result<(), DbError> {
         let mut handle = self.handle.write().unwrap_or_else(PoisonError::into_inner);
-        handle.fence.close();
-        *handle = Arc::new(Handle::open(&self.file, &self.counters).map_err(DbError::from)?);
+        let Some(failed) = handle.as_mut() else { return Err(DbError::Closed) };
+        failed.fence.close();
+        *failed = Arc::new(Handle::open(&self.file, &self.counters)?);
         Ok(())
     }
 }

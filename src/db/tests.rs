@@ -56,7 +56,7 @@ impl Fixture {
     }
 
     fn fill_the_disk(&self, full: bool) {
-        self.db.owner.shared.handle().fence.full.store(full, Ordering::SeqCst);
+        self.db.owner.shared.handle().unwrap().fence.full.store(full, Ordering::SeqCst);
     }
 }
 
@@ -156,6 +156,9 @@ async fn closing_makes_the_queue_durable_and_refuses_more() {
     waited.await.unwrap();
     assert_eq!((f.after_a_crash("a"), f.after_a_crash("behind")), (Some(1), Some(2)));
     assert!(matches!(f.db.write(put("late", 1)).await, Err(DbError::Closed)));
+    assert!(matches!(f.db.read(|_| Ok(())), Err(DbError::Closed)));
+    // A handle is left, and the file is free all the same.
+    Db::open(f.dir.path().join("meta.redb")).unwrap();
 }
 
 #[tokio::test]

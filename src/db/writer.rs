@@ -192,9 +192,9 @@ impl Writer {
 
     /// A transaction, on the file opened anew if it had failed.
     fn begin(&mut self) -> Result<WriteTx, DbError> {
-        WriteTx::begin(&self.shared.handle().database).or_else(|_| {
+        WriteTx::begin(&self.shared.handle()?.database).or_else(|_| {
             self.shared.reopen()?;
-            WriteTx::begin(&self.shared.handle().database)
+            WriteTx::begin(&self.shared.handle()?.database)
         })
     }
 
