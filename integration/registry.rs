@@ -3,6 +3,7 @@
 
 mod credentials;
 mod faults;
+mod proxy;
 mod pull;
 mod push;
 mod referee;

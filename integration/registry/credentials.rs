@@ -176,6 +176,25 @@ async fn a_right_that_was_given_meanwhile_counts_at_the_next_request() {
 }
 
 #[tokio::test]
+async fn a_token_server_that_redirects_elsewhere_gets_no_secret_there() {
+    let image = Image::incompressible(0xc30a, 1, 1000);
+    let (registry, elsewhere) = (guarded(Auth::Bearer), guarded(Auth::Bearer));
+    registry.put_image("app", "v1", &image);
+    registry.fail(Op::Token, How::RedirectTo(format!("{}/token", elsewhere.url())));
+    let (app, blob) = (repository(&registry, "app"), layer(&image.layers[0]));
+    let token = Identity::refresh_token(&Secret::new(registry.identity_token("alice")));
+    for accounts in [alice(), Accounts::default().identity("alice", token)] {
+        let error = read(&accounts.client(patient()), &by(&["alice"]), &app, &blob, 0).await;
+        error.expect_err("no token from there is good here");
+    }
+    let asked = elsewhere.requests();
+    assert!(
+        asked.iter().all(|request| request.authorization.is_none() && request.bytes_in == 0),
+        "{asked:?}"
+    );
+}
+
+#[tokio::test]
 async fn secrets_don_t_go_to_a_token_server_over_plain_http_unless_the_registry_is_plain() {
     // A registry behind TLS whose token server is not.
     let registry = TestRegistry::start(Options { auth: Auth::Bearer, tls: true, ..Options::default() });

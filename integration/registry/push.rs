@@ -248,6 +248,37 @@ async fn a_manifest_that_is_there_costs_a_head_and_a_new_one_a_put() {
 }
 
 #[tokio::test]
+async fn who_may_push_but_not_look_pushes() {
+    let image = Image::incompressible(0x7b0f, 1, 1000);
+    let registry = TestRegistry::open();
+    registry.fail([Op::BlobHead, Op::ManifestHead], How::Status(403));
+    let (client, app) = (anonymous(patient()), repository(&registry, "app"));
+    let mut opened = 0;
+    for (digest, source) in image.blobs() {
+        let blob = Descriptor::new("x", super::digest(&digest), source.len());
+        let mut body = body(source.to_bytes(), &mut opened);
+        let pushed = client.push_blob(&nobody(), &app, &blob, &[], &mut body).await;
+        assert_eq!(pushed.expect("pushed"), Pushed::Uploaded);
+    }
+    let (known, tag) = (descriptor(&image.descriptor), Selector::Tag("v1".to_owned()));
+    let pushed = client.push_manifest(&nobody(), &app, &tag, &known, image.manifest.clone()).await;
+    assert_eq!(pushed.expect("pushed"), Pushed::Uploaded);
+}
+
+#[tokio::test]
+async fn a_candidate_that_is_no_repository_is_not_even_asked_for() {
+    let l = Layer::incompressible(0x7b10, 10 << 10);
+    let registry = guarded(Auth::Bearer);
+    let (client, ctx, app) = (alice().client(patient()), by(&["alice"]), repository(&registry, "app"));
+    let mounts = ["../base", "a:pull repository:b", "", "app"].map(str::to_owned);
+    let mut opened = 0;
+    let pushed =
+        client.push_blob(&ctx, &app, &layer(&l), &mounts, &mut body(bytes_of(&l), &mut opened)).await;
+    assert_eq!(pushed.expect("pushed"), Pushed::Uploaded);
+    assert_eq!(registry.count(Op::Mount), 0);
+}
+
+#[tokio::test]
 async fn mirrors_are_never_pushed_to() {
     let l = Layer::incompressible(0x7b0c, 10 << 10);
     let (host, mirror) = (TestRegistry::open(), TestRegistry::open());

@@ -123,6 +123,8 @@ async fn a_session_that_ends_while_it_fetches_a_token_does_not_fail_those_that_w
         hold.reached().await;
         tokio::task::yield_now().await;
         first.close().await;
+        // A build ends with its session.
+        one.cancel().cancel();
     };
     let both = async {
         tokio::join!(setting.pull(&one), async {

@@ -70,10 +70,11 @@ pub(super) struct Ask<'a> {
     pub verified: bool,
 }
 
-/// The head of a reply, and the place in its lane that it keeps until it is dropped.
+/// The head of a reply, and the place in its lane that it keeps until it is dropped. A refusal has given
+/// its place back.
 pub(super) struct Answer {
     pub response: Response,
-    pub pass: Pass,
+    pub pass: Option<Pass>,
 }
 
 impl Shared {
@@ -118,12 +119,15 @@ impl Shared {
                 authorization,
                 body: ask.body.clone(),
                 verified: ask.verified,
+                confidential: false,
             };
             let response = match self.send(ctx, endpoint.tls(), place, request).await {
                 Ok(response) => response,
                 Err(error) if is_not_tls(&error) && endpoint.fall_back_to_plain() => continue,
                 Err(error) => return Err(error),
             };
+            // Who we are is found out without a place that others wait for.
+            let pass = Some(pass).filter(|_| !response.status().is_client_error());
             // Another address was asked in our place and said nothing about who we are here.
             if !endpoint.owns(response.url()) {
                 endpoint.learn_open();

@@ -295,7 +295,7 @@ impl Endpoints {
 }
 
 /// Names that are safe in a path. Registries differ in what they allow beyond this.
-fn is_repository(name: &str) -> bool {
+pub(super) fn is_repository(name: &str) -> bool {
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let component = |c: &str| !c.is_empty() && c != "." && c != ".." && c.bytes().all(legal);
     name.split('/').all(component)

@@ -48,6 +48,7 @@ use super::lanes::Lane;
 use super::lanes::Pass;
 use super::route::Route;
 use super::scope::Scopes;
+use super::tls::TlsSettings;
 use super::transport::Interrupted;
 use super::transport::Outgoing;
 use super::transport::authority;
@@ -278,7 +279,7 @@ struct Open {
     until: u64,
     /// From one of the blob's own URLs, which is not on the route.
     from_url: bool,
-    _pass: Pass,
+    _pass: Option<Pass>,
 }
 
 impl Download {
@@ -392,10 +393,17 @@ impl Download {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.extend(self.range());
-        let request =
-            Outgoing { method: Method::GET, url, headers, authorization: None, body: None, verified: true };
-        let response = self.shared.send(&self.ctx, &Default::default(), &place, request).await?;
-        self.check(place, response, pass).await
+        let request = Outgoing {
+            method: Method::GET,
+            url,
+            headers,
+            authorization: None,
+            body: None,
+            verified: true,
+            confidential: false,
+        };
+        let response = self.shared.send(&self.ctx, &TlsSettings::default(), &place, request).await?;
+        self.check(place, response, Some(pass)).await
     }
 
     fn range(&self) -> Option<(http::HeaderName, HeaderValue)> {
@@ -405,7 +413,12 @@ impl Download {
     }
 
     /// Finds out which bytes a reply has.
-    async fn check(&self, place: Arc<Place>, response: Response, pass: Pass) -> Result<Open, RegistryError> {
+    async fn check(
+        &self,
+        place: Arc<Place>,
+        response: Response,
+        pass: Option<Pass>,
+    ) -> Result<Open, RegistryError> {
         let length = response.content_length();
         let (skip, until) = match response.status() {
             StatusCode::OK => {

@@ -51,6 +51,7 @@ use super::client::Ask;
 use super::client::place;
 use super::endpoint::Endpoint;
 use super::endpoint::Purpose;
+use super::endpoint::is_repository;
 use super::lanes::Lane;
 use super::manifest::digest_header;
 use super::scope::Scopes;
@@ -182,6 +183,10 @@ impl RegistryClient {
         from: &str,
         descriptor: &Descriptor,
     ) -> Result<Mount, RegistryError> {
+        // Candidates may come from annotations, which anybody writes.
+        if !is_repository(from) {
+            return Ok(Mount::Refused { session: None });
+        }
         let digest = descriptor.digest.to_string();
         let place = place(to, format!("@{digest}"), None);
         let mut route = self.shared.route(to, self.trusts(&to.host), Purpose::Write);
@@ -305,6 +310,7 @@ impl RegistryClient {
                 authorization,
                 body: None,
                 verified: true,
+                confidential: false,
             };
             // Best effort: registries drop what is left on their own, in time.
             if let Ok(response) = shared.send(&ctx, session.endpoint.tls(), &place, request).await {

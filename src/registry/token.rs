@@ -286,7 +286,7 @@ fn outgoing(method: Method, url: Url, authorization: Option<HeaderValue>, form: 
         let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
         headers.insert(CONTENT_TYPE, kind);
     }
-    Outgoing { method, url, headers, authorization, body: form, verified: false }
+    Outgoing { method, url, headers, authorization, body: form, verified: false, confidential: true }
 }
 
 /// The token server's URL. Secrets go over plain HTTP only where the registry itself is reached so.

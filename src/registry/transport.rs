@@ -51,6 +51,8 @@ pub(super) struct Outgoing {
     /// Whoever reads the reply verifies it by its digest, so that it may come from anywhere, over plain
     /// HTTP as well.
     pub verified: bool,
+    /// The body is a secret: no other address may get it.
+    pub confidential: bool,
 }
 
 impl Shared {
@@ -62,7 +64,8 @@ impl Shared {
         place: &Arc<Place>,
         request: Outgoing,
     ) -> Result<Response, RegistryError> {
-        let Outgoing { mut method, mut url, headers, mut authorization, mut body, verified } = request;
+        let Outgoing { mut method, mut url, headers, mut authorization, mut body, verified, confidential } =
+            request;
         let mut seen = vec![url.clone()];
         loop {
             let client = self.client_for(tls, place, &url).await?;
@@ -105,6 +108,10 @@ impl Shared {
             }
             if next.origin() != url.origin() {
                 authorization = None;
+                if confidential && body.is_some() {
+                    let problem = format!("it redirects a secret to {}", authority(&next));
+                    return Err(RegistryError::Protocol { place: Arc::clone(place), problem });
+                }
             }
             self.drain(ctx, response).await;
             seen.push(next.clone());
