@@ -61,6 +61,8 @@ pub mod ops;
 pub mod solver;
 // Row 10.
 pub mod client;
+pub mod control;
+pub mod gateway;
 // Row 11.
 pub mod daemon;
 // Row 12.

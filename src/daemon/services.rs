@@ -17,9 +17,14 @@ use crate::cache::ImageList;
 use crate::cache::InvalidFilter;
 use crate::content::ContentError;
 use crate::content::ContentStore;
+use crate::control::Builds;
+use crate::control::ControlService;
+use crate::control::history::History;
+use crate::control::history::HistoryLimits;
 use crate::db::Db;
 use crate::db::DbError;
 use crate::export::Exporters;
+use crate::gateway::GatewayService;
 use crate::identity::Identity;
 use crate::identity::Version;
 use crate::lease::Leases;
@@ -106,8 +111,17 @@ impl Services {
             gc: policies,
             version: Version::default(),
         };
-        let _ = (jobs, identity, exporters);
-        Ok(Services { db, cache, builds, work, routes: Routes::default() })
+        let limits =
+            HistoryLimits { max_age: config.history.max_age, max_entries: config.history.max_entries };
+        let history = History::open(cache.content().clone(), limits, &work);
+        let entitlements = config.entitlements.iter().map(|e| e.name().to_owned()).collect();
+        let solves =
+            Builds::new(jobs.clone(), sessions.clone(), exporters, history, entitlements, builds.clone());
+        let gateway = GatewayService::new(jobs, (*worker).clone(), identity.clone());
+        let stop = builds.token().clone();
+        let control = ControlService::new(solves, sessions, cache.clone(), identity, stop);
+        let routes = control.into_routes().add_service(gateway.into_server());
+        Ok(Services { db, cache, builds, work, routes })
     }
 
     pub(super) fn routes(&self) -> Routes {

@@ -266,8 +266,10 @@ impl Sender<'_> {
         send: impl Future<Output = Result<(), ExportError>>,
     ) -> Result<(), ExportError> {
         let (content, handlers) = (&self.exporters.content, &self.image.handlers);
-        let fetch = stream::iter(&self.image.layers)
-            .map(|layer| content.fetch(self.ctx, &layer.blob, handlers))
+        // Collected, or the whole would not be `Send` for every lifetime.
+        let layers = self.image.layers.iter();
+        let fetches: Vec<_> = layers.map(|layer| content.fetch(self.ctx, &layer.blob, handlers)).collect();
+        let fetch = stream::iter(fetches)
             .buffer_unordered(FETCHES)
             // The records of the image hold what was fetched.
             .try_for_each(async |_lease| Ok(()))
@@ -358,11 +360,8 @@ impl Sender<'_> {
         let layers = self.image.layers.iter().map(|l| &l.blob);
         let blobs: Vec<&Descriptor> = layers.chain(configs).collect();
         let send = async {
-            stream::iter(blobs)
-                .map(|blob| self.send_blob(&store, blob, made.get(&blob.digest)))
-                .buffer_unordered(CONCURRENT)
-                .try_collect::<()>()
-                .await?;
+            let sends = blobs.into_iter().map(|blob| self.send_blob(&store, blob, made.get(&blob.digest)));
+            stream::iter(sends.collect::<Vec<_>>()).buffer_unordered(CONCURRENT).try_collect::<()>().await?;
             for manifest in &self.image.manifests {
                 self.send_blob(&store, &manifest.descriptor, Some(&manifest.bytes)).await?;
             }

@@ -190,7 +190,9 @@ impl Push {
         let Some((top, children)) = image.manifests.split_last() else { return Ok(()) };
         if !known {
             let push = |child| self.child(ctx, &registry, &repository, child);
-            stream::iter(children.iter().map(push)).buffer_unordered(CONCURRENT).try_collect::<()>().await?;
+            // Collected, or the whole would not be `Send` for every lifetime.
+            let pushes: Vec<_> = children.iter().map(push).collect();
+            stream::iter(pushes).buffer_unordered(CONCURRENT).try_collect::<()>().await?;
         }
         // What is there under the name is known to be something else.
         self.manifest(ctx, &registry, &repository, &selector, top).await
@@ -245,10 +247,8 @@ impl Push {
             Asker { ctx: ctx.clone(), descriptor: config.descriptor.clone(), source }
         });
         let all: Vec<Asker> = layers.chain(configs).collect();
-        stream::iter(all.into_iter().map(|asker| self.blob(asker, registry, repository, insecure)))
-            .buffer_unordered(CONCURRENT)
-            .try_collect::<()>()
-            .await
+        let pushes = all.into_iter().map(|asker| self.blob(asker, registry, repository, insecure));
+        stream::iter(pushes.collect::<Vec<_>>()).buffer_unordered(CONCURRENT).try_collect::<()>().await
     }
 
     /// Makes sure that one blob is in the repository: by what others do already, if they do.

@@ -436,6 +436,11 @@ fn clip(text: &str) -> String {
     format!("{}...", &text[..end])
 }
 
+/// What a source of its own does, as a frontend asks for what it stands for.
+pub fn source(source: &pb::SourceOp) -> Result<Op, LlbError> {
+    source_op(source, VertexDigest(Digest::sha256(source.encode_to_vec())))
+}
+
 fn source_op(source: &pb::SourceOp, digest: VertexDigest) -> Result<Op, LlbError> {
     let invalid = |reason: String| LlbError::Invalid { op: digest, reason };
     let Some((scheme, name)) = source.identifier.split_once("://") else {

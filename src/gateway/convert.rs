@@ -1,0 +1,239 @@
+//! Messages of the bridge to plain types and back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tonic::Status;
+
+use crate::oci::Digest;
+use crate::oci::Platform;
+use crate::ops::LayoutSource;
+use crate::ops::Op;
+use crate::ops::Operate;
+use crate::ops::VertexDigest;
+use crate::ops::llb;
+use crate::ops::llb::Definition;
+use crate::ops::llb::LlbError;
+use crate::progress::Warning;
+use crate::proto::caps;
+use crate::proto::gateway;
+use crate::proto::gateway::result::Result as WireResult;
+use crate::proto::pb;
+use crate::proto::policy;
+use crate::solver::Bridge;
+use crate::solver::Ref;
+use crate::solver::Refs;
+use crate::solver::SolveError;
+use crate::solver::SolveReply;
+use crate::solver::SolveRequest;
+use crate::solver::convert::source_file;
+use crate::solver::convert::source_range;
+
+/// `ResolverType` of an image of a client's OCI layout.
+const RESOLVER_LAYOUT: i32 = 1;
+
+pub(super) fn caps(names: &[&str]) -> Vec<caps::ApiCap> {
+    let cap = |name: &&str| caps::ApiCap { id: (*name).to_owned(), enabled: true, ..caps::ApiCap::default() };
+    names.iter().map(cap).collect()
+}
+
+/// What to solve. Parts of a request that would be ignored are refused.
+pub(super) fn solve_request(request: gateway::SolveRequest) -> Result<SolveRequest, Status> {
+    if let Some(import) = request.cache_imports.first() {
+        let what = format!("importing a cache of type {:?}", import.r#type);
+        return Err(Status::unimplemented(format!("{what} is not supported")));
+    }
+    no_policies(&request.source_policies)?;
+    Ok(SolveRequest {
+        definition: request.definition.map(|definition| Arc::new(Definition::new(definition))),
+        frontend: request.frontend,
+        options: request.frontend_opt,
+        inputs: definitions(request.frontend_inputs),
+        evaluate: request.evaluate,
+    })
+}
+
+/// A policy without rules allows everything, and means nothing.
+pub(super) fn no_policies(policies: &[policy::Policy]) -> Result<(), Status> {
+    match policies.iter().all(|policy| policy.rules.is_empty()) {
+        true => Ok(()),
+        false => Err(Status::unimplemented("source policies are not supported")),
+    }
+}
+
+fn definitions(messages: BTreeMap<String, pb::Definition>) -> BTreeMap<String, Arc<Definition>> {
+    messages.into_iter().map(|(name, message)| (name, Arc::new(Definition::new(message)))).collect()
+}
+
+/// How much a client understands of an answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Understands {
+    /// Refs with what they are refs of, not just IDs.
+    pub(super) refs: bool,
+    /// Results, not just one ID.
+    pub(super) results: bool,
+}
+
+pub(super) fn solve_response<O: Operate>(
+    reply: &SolveReply<O>,
+    understands: Understands,
+) -> Result<gateway::SolveResponse, Status> {
+    let many = matches!(&reply.refs, Refs::Many(many) if !many.is_empty());
+    if many && !understands.results {
+        return Err(Status::failed_precondition(
+            "the result has several platforms, which this client is too old for",
+        ));
+    }
+    let single = match &reply.refs {
+        Refs::Single(Some(single)) => single.id.to_string(),
+        _ => String::new(),
+    };
+    let result = match (&reply.refs, understands.refs) {
+        (Refs::Single(single), true) => WireResult::Ref(wire_ref(single.as_ref())),
+        (Refs::Single(_), false) => WireResult::RefDeprecated(single.clone()),
+        (Refs::Many(many), true) => {
+            let refs = many.iter().map(|(id, one)| (id.clone(), wire_ref_in_map(one.as_ref())));
+            WireResult::Refs(gateway::RefMap { refs: refs.collect() })
+        }
+        (Refs::Many(many), false) => {
+            let id = |one: &Option<Ref<O>>| one.as_ref().map(|one| one.id.to_string()).unwrap_or_default();
+            let refs = many.iter().map(|(key, one)| (key.clone(), id(one)));
+            WireResult::RefsDeprecated(gateway::RefMapDeprecated { refs: refs.collect() })
+        }
+    };
+    Ok(gateway::SolveResponse {
+        r#ref: if understands.results { String::new() } else { single },
+        result: Some(gateway::Result {
+            metadata: reply.metadata.clone(),
+            attestations: BTreeMap::new(),
+            result: Some(result),
+        }),
+    })
+}
+
+fn wire_ref<O: Operate>(one: Option<&Ref<O>>) -> gateway::Ref {
+    match one {
+        Some(one) => {
+            gateway::Ref { id: one.id.to_string(), def: Some(one.result.definition().message().clone()) }
+        }
+        None => gateway::Ref::default(),
+    }
+}
+
+/// A value of a map that is all default is left out on the wire, and Go's client then has a nil where
+/// it expects a ref. An empty definition makes it one.
+fn wire_ref_in_map<O: Operate>(one: Option<&Ref<O>>) -> gateway::Ref {
+    let wire = wire_ref(one);
+    gateway::Ref { def: Some(wire.def.unwrap_or_default()), ..wire }
+}
+
+/// A result that a frontend returns, in refs of its job.
+pub(super) fn returned<O: Operate>(
+    bridge: &Bridge<'_, O>,
+    result: gateway::Result,
+) -> Result<SolveReply<O>, Status> {
+    if !result.attestations.is_empty() {
+        return Err(Status::unimplemented("attestations are not supported"));
+    }
+    let find = |id: &str| -> Result<Option<Ref<O>>, SolveError> { bridge.reference(id) };
+    let refs = match result.result {
+        None => Refs::Single(None),
+        Some(WireResult::RefDeprecated(id)) => Refs::Single(find(&id)?),
+        Some(WireResult::Ref(one)) => Refs::Single(find(&one.id)?),
+        Some(WireResult::RefsDeprecated(map)) => {
+            let found = map.refs.into_iter().map(|(key, id)| Ok((key, find(&id)?)));
+            Refs::Many(found.collect::<Result<_, SolveError>>()?)
+        }
+        Some(WireResult::Refs(map)) => {
+            let found = map.refs.into_iter().map(|(key, one)| Ok((key, find(&one.id)?)));
+            Refs::Many(found.collect::<Result<_, SolveError>>()?)
+        }
+    };
+    Ok(SolveReply { refs, metadata: result.metadata })
+}
+
+/// Metadata in the form of clients from before `Return`: a JSON object of base64 values.
+pub(super) fn exporter_attributes(json: &[u8]) -> Result<BTreeMap<String, Bytes>, Status> {
+    use base64::Engine as _;
+    if json.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let invalid = |reason: String| Status::invalid_argument(format!("exporter attributes: {reason}"));
+    let texts: BTreeMap<String, Option<String>> =
+        serde_json::from_slice(json).map_err(|error| invalid(error.to_string()))?;
+    let bytes = |text: Option<String>| {
+        let decoded = base64::engine::general_purpose::STANDARD.decode(text.unwrap_or_default());
+        decoded.map(Bytes::from).map_err(|error| invalid(error.to_string()))
+    };
+    texts.into_iter().map(|(key, text)| Ok((key, bytes(text)?))).collect()
+}
+
+/// What an image is to be asked for, and how its progress is named.
+pub(super) struct MetaRequest {
+    pub(super) op: Op,
+    pub(super) platform: Platform,
+    pub(super) vertex: Digest,
+    pub(super) name: String,
+}
+
+impl MetaRequest {
+    pub(super) fn of_source(
+        source: &pb::SourceOp,
+        platform: Option<&pb::Platform>,
+        mode: &str,
+        log_name: String,
+    ) -> Result<MetaRequest, Status> {
+        let mut source = source.clone();
+        if !mode.is_empty() && source.identifier.starts_with("docker-image://") {
+            source.attrs.entry("image.resolvemode".to_owned()).or_insert_with(|| mode.to_owned());
+        }
+        let op = llb::source(&source).map_err(source_status)?;
+        let platform = crate::identity::convert::parse_platform(platform);
+        let name = if log_name.is_empty() {
+            format!("resolve image config for {}", source.identifier)
+        } else {
+            log_name
+        };
+        let vertex = Digest::sha256(format!("{}@{platform}", source.identifier));
+        Ok(MetaRequest { op, platform, vertex, name })
+    }
+
+    pub(super) fn of_image(request: gateway::ResolveImageConfigRequest) -> Result<MetaRequest, Status> {
+        no_policies(&request.source_policies)?;
+        let scheme = if request.resolver_type == RESOLVER_LAYOUT { "oci-layout" } else { "docker-image" };
+        let identifier = format!("{scheme}://{}", request.r#ref);
+        let source = pb::SourceOp { identifier, ..pb::SourceOp::default() };
+        let platform = request.platform.as_ref();
+        let mut meta = MetaRequest::of_source(&source, platform, &request.resolve_mode, request.log_name)?;
+        if let Op::OciLayout(layout) = &mut meta.op {
+            let filled = |text: String| (!text.is_empty()).then_some(text);
+            let LayoutSource { session, store, .. } = layout;
+            *session = filled(request.session_id);
+            *store = filled(request.store_id);
+        }
+        Ok(meta)
+    }
+}
+
+/// Here a source is an argument and no part of a build, so that no vertex is at fault.
+fn source_status(error: LlbError) -> Status {
+    match error {
+        LlbError::Unsupported { what, .. } => Status::unimplemented(format!("{what} is not supported")),
+        error => Status::invalid_argument(error.to_string()),
+    }
+}
+
+pub(super) fn warning(request: gateway::WarnRequest) -> Result<Warning, Status> {
+    let vertex: Digest =
+        request.digest.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?;
+    Ok(Warning {
+        vertex: VertexDigest(vertex).0,
+        level: if request.level == 0 { 1 } else { request.level },
+        short: request.short,
+        detail: request.detail,
+        url: request.url,
+        source: request.info.map(source_file),
+        ranges: request.ranges.iter().map(source_range).collect(),
+    })
+}

@@ -1,0 +1,302 @@
+//! `moby.buildkit.v1.frontend.LLBBridge`.
+
+use futures::stream::BoxStream;
+use tonic::Request;
+use tonic::Response;
+use tonic::Status;
+use tonic::Streaming;
+use tonic::metadata::MetadataMap;
+
+use super::CAPS;
+use super::convert;
+use super::convert::MetaRequest;
+use super::convert::Understands;
+use crate::identity::Identity;
+use crate::identity::convert::worker_record;
+use crate::ops::ImageMeta;
+use crate::ops::Op;
+use crate::ops::Worker;
+use crate::ops::llb;
+use crate::progress::Vertex;
+use crate::progress::VertexProgress;
+use crate::proto::gateway as wire;
+use crate::proto::gateway::llb_bridge_server::LlbBridge;
+use crate::proto::gateway::llb_bridge_server::LlbBridgeServer;
+use crate::solver::Job;
+use crate::solver::JobId;
+use crate::solver::Jobs;
+use crate::solver::Rejected;
+use crate::solver::SolveError;
+use crate::solver::SolveReply;
+use crate::solver::Wait;
+use crate::solver::convert::code_of;
+
+/// Names the build of a call.
+const BUILD_ID: &str = "buildkit-controlapi-buildid";
+
+/// Messages from clients at most, in bytes.
+const MESSAGE_LIMIT: usize = 16 << 20;
+
+/// Answers frontends. Clones are the same service.
+#[derive(Clone)]
+pub struct GatewayService {
+    jobs: Jobs<Worker>,
+    worker: Worker,
+    identity: Identity,
+}
+
+impl GatewayService {
+    pub fn new(jobs: Jobs<Worker>, worker: Worker, identity: Identity) -> GatewayService {
+        GatewayService { jobs, worker, identity }
+    }
+
+    /// The service to add to a server.
+    pub fn into_server(self) -> LlbBridgeServer<GatewayService> {
+        LlbBridgeServer::new(self)
+            .max_decoding_message_size(MESSAGE_LIMIT)
+            .max_encoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// The job of a call. A job that has ended answers nobody.
+    async fn job(&self, metadata: &MetadataMap) -> Result<Job<Worker>, Status> {
+        let id = metadata.get(BUILD_ID).and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
+        let Some(id) = id else {
+            return Err(Status::invalid_argument(format!("a bridge call names its build in {BUILD_ID}")));
+        };
+        let job = self.jobs.get(&JobId(id.to_owned()), Wait::Bridge).await?;
+        if job.cancel().is_cancelled() {
+            return Err(Status::not_found(format!("no such job {id}")));
+        }
+        Ok(job)
+    }
+
+    async fn image_meta(&self, job: &Job<Worker>, request: &MetaRequest) -> Result<ImageMeta, Status> {
+        let vertex = Vertex::new(request.vertex, request.name.clone());
+        let progress = VertexProgress::new(vertex, std::sync::Arc::new(job.journal().clone()));
+        progress.start();
+        let ctx = job.ctx().with_progress(progress.clone());
+        let asked = async {
+            match &request.op {
+                Op::Image(source) => self.worker.image_meta(&ctx, source, &request.platform).await,
+                Op::OciLayout(source) => self.worker.layout_meta(&ctx, source, &request.platform).await,
+                Op::Merge(_) => unreachable!("a merge is no source"),
+            }
+        };
+        let answer = match ctx.run(asked).await {
+            Ok(answer) => answer.map_err(|error| Status::new(code_of(&error), error.to_string())),
+            Err(_) => Err(SolveError::Cancelled.into()),
+        };
+        progress.complete(answer.as_ref().err().map(|status| status.message().to_owned()));
+        answer
+    }
+}
+
+/// Runs a call until its job ends.
+async fn within<T>(
+    job: &Job<Worker>,
+    call: impl Future<Output = Result<T, SolveError>>,
+) -> Result<T, Status> {
+    match job.cancel().run_until_cancelled(call).await {
+        Some(answer) => Ok(answer?),
+        None => Err(SolveError::Cancelled.into()),
+    }
+}
+
+fn no_files<T>() -> Result<Response<T>, Status> {
+    Err(Status::unimplemented("reading files of a result is not supported"))
+}
+
+fn no_containers<T>() -> Result<Response<T>, Status> {
+    Err(Status::unimplemented("running containers for a frontend is not supported"))
+}
+
+#[tonic::async_trait]
+impl LlbBridge for GatewayService {
+    async fn ping(
+        &self,
+        request: Request<wire::PingRequest>,
+    ) -> Result<Response<wire::PongResponse>, Status> {
+        self.job(request.metadata()).await?;
+        Ok(Response::new(wire::PongResponse {
+            frontend_api_caps: convert::caps(CAPS),
+            llb_caps: convert::caps(llb::CAPS),
+            workers: vec![worker_record(&self.identity)],
+        }))
+    }
+
+    async fn resolve_image_config(
+        &self,
+        request: Request<wire::ResolveImageConfigRequest>,
+    ) -> Result<Response<wire::ResolveImageConfigResponse>, Status> {
+        let job = self.job(request.metadata()).await?;
+        let request = request.into_inner();
+        let reference = request.r#ref.clone();
+        let meta = self.image_meta(&job, &MetaRequest::of_image(request)?).await?;
+        Ok(Response::new(wire::ResolveImageConfigResponse {
+            digest: meta.digest.to_string(),
+            config: meta.config,
+            r#ref: reference,
+        }))
+    }
+
+    async fn resolve_source_meta(
+        &self,
+        request: Request<wire::ResolveSourceMetaRequest>,
+    ) -> Result<Response<wire::ResolveSourceMetaResponse>, Status> {
+        let job = self.job(request.metadata()).await?;
+        let request = request.into_inner();
+        convert::no_policies(&request.source_policies)?;
+        let Some(source) = request.source else {
+            return Err(Status::invalid_argument("source is required"));
+        };
+        let image = request.image.unwrap_or_default();
+        if image.attestation_chain || !image.resolve_attestations.is_empty() {
+            return Err(Status::unimplemented("resolving attestations is not supported"));
+        }
+        let platform = request.platform.as_ref();
+        let asked = MetaRequest::of_source(&source, platform, &request.resolve_mode, request.log_name)?;
+        let meta = self.image_meta(&job, &asked).await?;
+        Ok(Response::new(wire::ResolveSourceMetaResponse {
+            source: Some(source),
+            image: Some(wire::ResolveSourceImageResponse {
+                digest: meta.digest.to_string(),
+                config: if image.no_config { Default::default() } else { meta.config },
+                attestation_chain: None,
+            }),
+            git: None,
+            http: None,
+        }))
+    }
+
+    async fn solve(
+        &self,
+        request: Request<wire::SolveRequest>,
+    ) -> Result<Response<wire::SolveResponse>, Status> {
+        let job = self.job(request.metadata()).await?;
+        let request = request.into_inner();
+        let understands =
+            Understands { refs: request.allow_result_array_ref, results: request.allow_result_return };
+        let last = match request.r#final {
+            true => Some(convert::exporter_attributes(&request.exporter_attr)?),
+            false => None,
+        };
+        let bridge = job.bridge();
+        let reply = within(&job, bridge.solve(convert::solve_request(request)?)).await?;
+        let response = convert::solve_response(&reply, understands)?;
+        if let Some(mut metadata) = last {
+            metadata.extend(reply.metadata);
+            bridge.return_(Ok(SolveReply { refs: reply.refs, metadata }))?;
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn evaluate(
+        &self,
+        request: Request<wire::EvaluateRequest>,
+    ) -> Result<Response<wire::EvaluateResponse>, Status> {
+        let job = self.job(request.metadata()).await?;
+        if let Some(one) = job.bridge().reference(&request.into_inner().r#ref)? {
+            within(&job, one.result.evaluate()).await?;
+        }
+        Ok(Response::new(wire::EvaluateResponse {}))
+    }
+
+    async fn r#return(
+        &self,
+        request: Request<wire::ReturnRequest>,
+    ) -> Result<Response<wire::ReturnResponse>, Status> {
+        let job = self.job(request.metadata()).await?;
+        let wire::ReturnRequest { result, error } = request.into_inner();
+        let bridge = job.bridge();
+        let outcome = match error {
+            Some(error) => Err(Rejected::from(error)),
+            None => Ok(convert::returned(&bridge, result.unwrap_or_default())?),
+        };
+        bridge.return_(outcome)?;
+        Ok(Response::new(wire::ReturnResponse {}))
+    }
+
+    async fn inputs(
+        &self,
+        request: Request<wire::InputsRequest>,
+    ) -> Result<Response<wire::InputsResponse>, Status> {
+        let job = self.job(request.metadata()).await?;
+        let inputs = job.inputs().iter();
+        let definitions = inputs.map(|(name, definition)| (name.clone(), definition.message().clone()));
+        Ok(Response::new(wire::InputsResponse { definitions: definitions.collect() }))
+    }
+
+    async fn warn(
+        &self,
+        request: Request<wire::WarnRequest>,
+    ) -> Result<Response<wire::WarnResponse>, Status> {
+        let job = self.job(request.metadata()).await?;
+        job.bridge().warn(convert::warning(request.into_inner())?);
+        Ok(Response::new(wire::WarnResponse {}))
+    }
+
+    async fn read_file(
+        &self,
+        _: Request<wire::ReadFileRequest>,
+    ) -> Result<Response<wire::ReadFileResponse>, Status> {
+        no_files()
+    }
+
+    async fn read_dir(
+        &self,
+        _: Request<wire::ReadDirRequest>,
+    ) -> Result<Response<wire::ReadDirResponse>, Status> {
+        no_files()
+    }
+
+    async fn stat_file(
+        &self,
+        _: Request<wire::StatFileRequest>,
+    ) -> Result<Response<wire::StatFileResponse>, Status> {
+        no_files()
+    }
+
+    async fn new_container(
+        &self,
+        _: Request<wire::NewContainerRequest>,
+    ) -> Result<Response<wire::NewContainerResponse>, Status> {
+        no_containers()
+    }
+
+    async fn release_container(
+        &self,
+        _: Request<wire::ReleaseContainerRequest>,
+    ) -> Result<Response<wire::ReleaseContainerResponse>, Status> {
+        no_containers()
+    }
+
+    type ExecProcessStream = BoxStream<'static, Result<wire::ExecMessage, Status>>;
+
+    async fn exec_process(
+        &self,
+        _: Request<Streaming<wire::ExecMessage>>,
+    ) -> Result<Response<Self::ExecProcessStream>, Status> {
+        no_containers()
+    }
+
+    async fn read_file_container(
+        &self,
+        _: Request<wire::ReadFileRequest>,
+    ) -> Result<Response<wire::ReadFileResponse>, Status> {
+        no_containers()
+    }
+
+    async fn read_dir_container(
+        &self,
+        _: Request<wire::ReadDirRequest>,
+    ) -> Result<Response<wire::ReadDirResponse>, Status> {
+        no_containers()
+    }
+
+    async fn stat_file_container(
+        &self,
+        _: Request<wire::StatFileRequest>,
+    ) -> Result<Response<wire::StatFileResponse>, Status> {
+        no_containers()
+    }
+}
