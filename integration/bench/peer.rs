@@ -1,0 +1,145 @@
+//! A daemon under measurement: ours or the peer.
+
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+use std::time::Duration;
+use std::time::Instant;
+
+use rustix::process::Pid;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::harness::buildctl::Buildctl;
+use crate::harness::poll;
+use crate::harness::tool;
+
+/// Which daemon, and where its program is.
+pub struct Kind {
+    pub name: &'static str,
+    pub program: PathBuf,
+    flags: &'static [&'static str],
+}
+
+impl Kind {
+    /// Ours and the peer; `None` if a peer's program is missing.
+    pub fn both() -> Option<[Kind; 2]> {
+        tool("buildctl")?;
+        let ours = Kind { name: "thunkd", program: PathBuf::from(env!("CARGO_BIN_EXE_thunkd")), flags: &[] };
+        let flags = &["--oci-worker=true", "--containerd-worker=false", "--oci-worker-net=host"];
+        let peer = Kind { name: "buildkitd", program: tool("buildkitd")?, flags };
+        Some([ours, peer])
+    }
+
+    /// A running daemon on an empty root.
+    pub async fn start(&self) -> Peer {
+        let directory = TempDir::with_prefix("bench-").expect("a temporary directory");
+        std::fs::write(directory.path().join("buildkitd.toml"), "").expect("write the configuration");
+        let mut peer = Peer { directory, child: None, started: Duration::ZERO };
+        peer.start_again(self).await;
+        peer
+    }
+}
+
+/// A daemon on a root of its own, killed when dropped.
+pub struct Peer {
+    directory: TempDir,
+    child: Option<Child>,
+    /// From the start of the process to the first reply.
+    pub started: Duration,
+}
+
+impl Peer {
+    /// Starts on the root as it is and waits for the first reply to a client.
+    pub async fn start_again(&mut self, kind: &Kind) {
+        let log = std::fs::File::create(self.directory.path().join("log")).expect("create the log");
+        let begin = Instant::now();
+        let child = Command::new(&kind.program)
+            .arg("--root")
+            .arg(self.directory.path().join("root"))
+            .arg("--addr")
+            .arg(self.address())
+            .arg("--config")
+            .arg(self.directory.path().join("buildkitd.toml"))
+            .args(kind.flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("start the daemon");
+        self.child = Some(child);
+        self.first_reply().await;
+        self.started = begin.elapsed();
+    }
+
+    async fn first_reply(&self) {
+        let path = self.directory.path().join("daemon.sock");
+        let limit = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Ok(channel) = connect(&path).await {
+                let mut client = thunk::proto::control::control_client::ControlClient::new(channel);
+                if client.info(thunk::proto::control::InfoRequest {}).await.is_ok() {
+                    return;
+                }
+            }
+            assert!(Instant::now() < limit, "no reply:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    pub fn address(&self) -> String {
+        format!("unix://{}/daemon.sock", self.directory.path().display())
+    }
+
+    pub fn client(&self) -> Buildctl {
+        Buildctl::at(self.address()).expect("buildctl is there")
+    }
+
+    pub fn scratch(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Bytes resident now (`VmRSS`) or at most (`VmHWM`).
+    pub fn memory(&self, line: &str) -> f64 {
+        let pid = self.child.as_ref().expect("it runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let kilobytes = status
+            .lines()
+            .find_map(|l| l.strip_prefix(line)?.strip_prefix(':')?.split_whitespace().next()?.parse().ok());
+        let kilobytes: f64 = kilobytes.expect("kilobytes");
+        kilobytes / 1024.0
+    }
+
+    /// SIGTERM, and SIGKILL if that takes long.
+    pub fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let _ = rustix::process::kill_process(Pid::from_child(&child), Signal::TERM);
+        if !poll(Duration::from_secs(20), || !matches!(child.try_wait(), Ok(None))) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+async fn connect(path: &std::path::Path) -> Result<tonic::transport::Channel, tonic::transport::Error> {
+    let path = path.to_owned();
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let path = path.clone();
+        async move {
+            let stream = tokio::net::UnixStream::connect(path).await?;
+            Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+        }
+    });
+    tonic::transport::Endpoint::from_static("http://daemon").connect_with_connector(connector).await
+}
