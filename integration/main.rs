@@ -7,3 +7,4 @@ mod harness_tests;
 mod house;
 mod lazy_images;
 mod registry;
+mod laziness;
