@@ -27,11 +27,44 @@
 //! | 5 | `registry` | talks to OCI registries |
 //! | 4 | `ctx` | what a request carries: session group, progress, cancellation |
 //! | 3 | `session` | calls back into the build client over its tunnel |
-//! | 2 | `lease`, `progress` | who still needs what; what is happening |
+//! | 2 | `lease`, `progress`, `identity` | who still needs what; what is happening; who the daemon is |
 //! | 1 | `oci`, `db`, `task`, `proto` | spec values; the embedded store; owned tasks; generated code |
 //! | 0 | `failpoint` | where a test kills, fails or delays the process |
 //!
 //! Generated protobuf types appear only in `service.rs`, `convert.rs`, `llb.rs` and in `session/`.
+//!
+//! # Follow one push
+//!
+//! A client sends a graph whose only vertex is `docker-image://r.example/base:v1` and asks for the
+//! result to be pushed under another name.
+//!
+//! 1. `control/service.rs` turns the request into a job; `solver` runs the graph. For the vertex it asks
+//!    `ops/image.rs` for a cache map, which resolves the tag with the rights of the client's session:
+//!    the only requests so far are for a manifest and a config.
+//! 2. `ops/worker.rs` makes a ref: `cache` notes a record per layer in one transaction. Nobody has
+//!    fetched a byte of a layer. The vertex's `CacheOpts` keep one `DescHandler` per layer, which knows
+//!    how to get it.
+//! 3. `export/image.rs` makes a manifest and a config, and `export/push.rs` asks the target for each
+//!    blob, then for a mount from every repository that is known to have it.
+//! 4. Only a blob that the target neither has nor mounts is read: `content/stream.rs` passes it through
+//!    from its origin, hashed on the way, never on disk. An export that needs the bytes here goes
+//!    through `content/fetch.rs` instead: one task per blob whatever asks, verified before it is seen.
+//!
+//! # What lies where
+//!
+//! | below the root | what | written by |
+//! |---|---|---|
+//! | `buildkitd.lock` | held by the running daemon | `daemon/lock.rs` |
+//! | `workerid` | the ID that clients see, kept over restarts | `daemon/worker_id.rs` |
+//! | `thunk.redb` | blobs and their origins, lease rows, cache records, cache keys, names of images, history | `db`, one writer |
+//! | `content/` | an OCI image layout: `blobs/<algorithm>/<hex>`, files 0444, whole and verified | `content/disk.rs` |
+//! | `content/ingest/` | partial blobs; the length of a file is how far it came | `content/ingest.rs` |
+//!
+//! # What is not here
+//!
+//! There are no snapshots and no executor yet, so nothing is unpacked and no command runs: what would
+//! need that is refused with a typed error. There is no clustering, and none is meant to come: results
+//! travel through registries, and content addresses are the same on every node.
 
 // Row 0.
 pub mod failpoint;
