@@ -5,6 +5,6 @@ mod harness;
 
 mod harness_tests;
 mod house;
+mod laziness;
 mod lazy_images;
 mod registry;
-mod laziness;

@@ -83,7 +83,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = runtime.block_on(async {
         match cli.command {
-            Command::Build(args) => build::build(*args).await,
+            Command::Build(args) => Box::pin(build::build(*args)).await,
             Command::Du(args) => usage::du(args).await,
             Command::Prune(args) => usage::prune(args).await,
             Command::Debug(args) => debug::debug(args).await,

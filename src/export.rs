@@ -134,8 +134,8 @@ impl Export {
         target: ExportTarget,
     ) -> Result<Exported, ExportError> {
         match &self.kind {
-            Kind::Image(image) => image.run(ctx, &self.exporters, source, target).await,
-            Kind::Archive(archive) => archive.run(ctx, &self.exporters, source, target).await,
+            Kind::Image(image) => Box::pin(image.run(ctx, &self.exporters, source, target)).await,
+            Kind::Archive(archive) => Box::pin(archive.run(ctx, &self.exporters, source, target)).await,
         }
     }
 }
@@ -146,7 +146,7 @@ impl Exported {
     /// Cancellation safe: blobs that arrived stay and are found the next time.
     pub async fn finish(&self, ctx: &Ctx) -> Result<(), ExportError> {
         for push in &self.pending {
-            push.run(ctx).await?;
+            Box::pin(push.run(ctx)).await?;
         }
         Ok(())
     }

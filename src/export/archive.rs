@@ -123,9 +123,9 @@ impl ArchiveExport {
         let sender = Sender { ctx, exporters, image: &image };
         if self.tar {
             let archive = Archive::new(self.format, &image, &root, &names)?;
-            sender.send_archive(&archive, target.index, &response).await?;
+            Box::pin(sender.send_archive(&archive, target.index, &response)).await?;
         } else {
-            sender.send_blobs().await?;
+            Box::pin(sender.send_blobs()).await?;
         }
         Ok(Exported { response, descriptor: root, pending: Vec::new() })
     }
@@ -300,7 +300,7 @@ impl Sender<'_> {
             Err(error) => return Err(error.into()),
         };
         let step = Step::start(self.ctx, "sending tarball");
-        self.while_fetching(self.write_entries(archive, &mut file)).await?;
+        self.while_fetching(Box::pin(self.write_entries(archive, &mut file))).await?;
         // Either way the client has the archive.
         let (Sent::Written | Sent::AlreadyThere) = self.ctx.run(file.finish()).await??;
         drop(step);
@@ -367,7 +367,7 @@ impl Sender<'_> {
             }
             Ok(())
         };
-        self.while_fetching(send).await
+        self.while_fetching(Box::pin(send)).await
     }
 
     async fn send_blob(

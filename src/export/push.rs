@@ -160,7 +160,8 @@ impl Push {
     ///
     /// Cancellation safe: blobs that arrived stay and are found the next time.
     pub(super) async fn image(&self, ctx: &Ctx, image: &Image, to: &Destination) -> Result<(), ExportError> {
-        let pushed = ctx.run(self.push(ctx, image, to)).await.unwrap_or(Err(PushFailure::Cancelled));
+        let pushed =
+            ctx.run(Box::pin(self.push(ctx, image, to))).await.unwrap_or(Err(PushFailure::Cancelled));
         pushed.map_err(|source| ExportError::Push { name: to.reference.to_string(), source })
     }
 

@@ -68,7 +68,7 @@ impl Images {
         if let Some(item) = &item {
             item.start(0);
         }
-        let resolved = ctx.run(self.resolve_by_mode(ctx, source, platform)).await;
+        let resolved = ctx.run(Box::pin(self.resolve_by_mode(ctx, source, platform))).await;
         if let Some(item) = &item {
             item.complete();
         }

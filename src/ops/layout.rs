@@ -53,7 +53,7 @@ impl Layouts {
         if let Some(item) = &item {
             item.start(0);
         }
-        let resolved = ctx.run(self.read(ctx, source, name, digest, platform)).await;
+        let resolved = ctx.run(Box::pin(self.read(ctx, source, name, digest, platform))).await;
         if let Some(item) = &item {
             item.complete();
         }
@@ -75,7 +75,7 @@ impl Layouts {
         let provider = SessionProvider::new(format!("oci:{store}"), session);
         let failed = |cause| SourceError::Layout { name: source.name.clone(), digest, cause };
         // A client's word is needed for the size; nothing else says how large the root is.
-        let bytes = root(ctx, &provider, digest).await.map_err(failed)?;
+        let bytes = Box::pin(root(ctx, &provider, digest)).await.map_err(failed)?;
         let invalid = |cause| SourceError::Manifest { image: name.clone(), digest, cause: Arc::new(cause) };
         let media_type = match ManifestOrIndex::parse("", &bytes).map_err(invalid)? {
             ManifestOrIndex::Manifest(manifest) => stated(manifest.media_type, media_type::OCI_MANIFEST),
@@ -111,5 +111,5 @@ async fn root(ctx: &Ctx, provider: &SessionProvider, digest: Digest) -> Result<V
         }
         Ok(bytes)
     };
-    provider.with(ctx, read).await
+    Box::pin(provider.with(ctx, read)).await
 }

@@ -264,19 +264,18 @@ impl From<SessionError> for CallError {
 impl Provider for SessionProvider {
     async fn open(&self, ctx: &Ctx, descriptor: &Descriptor, offset: u64) -> Result<Opened, ProvideError> {
         let digest = descriptor.digest;
-        let stream =
-            self.with(ctx, move |content| async move {
-                content.read(&digest, offset).await.map_err(session_error)
-            })
-            .await?;
+        let read = move |content: ClientContent| async move {
+            content.read(&digest, offset).await.map_err(session_error)
+        };
+        let stream = Box::pin(self.with(ctx, read)).await?;
         Ok(Opened::new(offset, stream.map_err(session_error)))
     }
 
     async fn probe(&self, ctx: &Ctx, descriptor: &Descriptor) -> Result<(), ProvideError> {
         let digest = descriptor.digest;
-        let found = self
-            .with(ctx, move |content| async move { content.info(&digest).await.map_err(session_error) })
-            .await?;
+        let info =
+            move |content: ClientContent| async move { content.info(&digest).await.map_err(session_error) };
+        let found = Box::pin(self.with(ctx, info)).await?;
         match found {
             Some(_) => Ok(()),
             None => {
