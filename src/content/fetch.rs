@@ -64,6 +64,7 @@ impl Inner {
                     let same = fetch.descriptor().size == descriptor.size;
                     match same.then(|| self.board(&fetch, ctx, handlers)).transpose()?.flatten() {
                         Some(waiter) => {
+                            add(&self.counters.joined, 1);
                             return self.await_landing(waiter, ctx, descriptor, handlers, false).await;
                         }
                         None => drop(fetch.landed().await),

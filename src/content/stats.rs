@@ -16,6 +16,8 @@ pub struct ContentStats {
     pub streamed_bytes: u64,
     /// Fetches begun.
     pub fetches: u64,
+    /// Askers that joined a fetch which somebody else had begun.
+    pub joined: u64,
     /// Times that a provider was asked for bytes.
     pub opens: u64,
     /// Times that a provider was asked whether someone may have a blob.
@@ -33,6 +35,7 @@ pub(super) struct Counters {
     pub cached_bytes: AtomicU64,
     pub streamed_bytes: AtomicU64,
     pub fetches: AtomicU64,
+    pub joined: AtomicU64,
     pub opens: AtomicU64,
     pub probes: AtomicU64,
     fsyncs: AtomicU64,
@@ -52,6 +55,7 @@ impl Counters {
             cached_bytes: read(&self.cached_bytes),
             streamed_bytes: read(&self.streamed_bytes),
             fetches: read(&self.fetches),
+            joined: read(&self.joined),
             opens: read(&self.opens),
             probes: read(&self.probes),
             fsyncs: read(&self.fsyncs),

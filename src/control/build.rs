@@ -20,7 +20,6 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use bytes::BytesMut;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;

@@ -140,6 +140,7 @@ impl Services {
             ("content_cached_bytes", content.cached_bytes),
             ("content_streamed_bytes", content.streamed_bytes),
             ("content_fetches", content.fetches),
+            ("content_joined", content.joined),
             ("content_opens", content.opens),
             ("content_probes", content.probes),
             ("content_fsyncs", content.fsyncs),
