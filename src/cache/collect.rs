@@ -7,11 +7,13 @@ use std::time::Duration;
 use async_stream::try_stream;
 use futures::Stream;
 use futures::TryStreamExt;
+use jiff::SignedDuration;
 use jiff::Timestamp;
 use redb::ReadableTable;
 
 use super::Cache;
 use super::CacheError;
+use super::ImageList;
 use super::Inner;
 use super::prune::PruneOptions;
 use super::prune::choose;
@@ -31,6 +33,10 @@ use crate::lease::Owner;
 
 /// Records that one transaction removes at most, so that others can write in between.
 const BATCH: usize = 256;
+
+/// How long a name keeps an image that nobody sets again. Every build may set one, and nothing else
+/// would ever drop it.
+const IMAGE_AGE: SignedDuration = SignedDuration::from_hours(60 * 24);
 
 impl Cache {
     /// The records that match, the oldest first.
@@ -78,9 +84,12 @@ impl Cache {
         }
     }
 
-    /// Prunes by each policy in turn. Returns how many bytes the removed records accounted for.
+    /// Forgets names of images that were not set for 60 days, and prunes by each policy in turn. Returns how
+    /// many bytes the removed records accounted for.
     pub async fn collect_garbage(&self, policies: &[PruneOptions]) -> Result<u64, CacheError> {
         let mut freed = 0;
+        let old = Timestamp::now().saturating_sub(IMAGE_AGE).unwrap_or(Timestamp::UNIX_EPOCH);
+        ImageList::new(self.0.db.clone()).expire(old).await?;
         for policy in policies {
             let sizes = self.prune(policy.clone()).map_ok(|usage| usage.size);
             freed += sizes.try_fold(0, async |sum, size| Ok(sum + size)).await?;

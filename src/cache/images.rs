@@ -32,7 +32,10 @@ pub struct NamedImage {
     pub name: String,
     /// The image's manifest or index.
     pub target: Descriptor,
+    /// As the client was told, which may have asked for a certain time.
     pub updated_at: Timestamp,
+    /// When the name was set, by this node's clock.
+    pub set_at: Timestamp,
 }
 
 impl ImageList {
@@ -51,7 +54,8 @@ impl ImageList {
         blobs: Vec<Digest>,
         updated_at: Timestamp,
     ) -> Result<(), DbError> {
-        let image = NamedImage { name: name.to_owned(), target, updated_at };
+        let set_at = Timestamp::now();
+        let image = NamedImage { name: name.to_owned(), target, updated_at, set_at };
         self.db
             .write(move |tx| {
                 tx.table(IMAGES)?.insert(image.name.as_str(), db::encode(&image)?.as_slice())?;
@@ -81,6 +85,33 @@ impl ImageList {
             }
             Ok(all)
         })
+    }
+
+    /// Takes the names away that were set before `time`, and returns how many.
+    ///
+    /// Cancellation safe: the names are gone whether or not the answer is awaited.
+    pub async fn expire(&self, time: Timestamp) -> Result<usize, DbError> {
+        if self.list()?.iter().all(|image| image.set_at >= time) {
+            return Ok(0);
+        }
+        self.db
+            .write(move |tx| {
+                let mut table = tx.table(IMAGES)?;
+                let mut old = Vec::new();
+                for row in table.iter()? {
+                    let (name, value) = row?;
+                    let image: NamedImage = db::decode(name.value(), value.value())?;
+                    if image.set_at < time {
+                        old.push(image.name);
+                    }
+                }
+                for name in &old {
+                    table.remove(name.as_str())?;
+                    lease::release_rows(tx, &Owner::Image(name.clone()))?;
+                }
+                Ok(old.len())
+            })
+            .await
     }
 
     /// Takes the name away; true if something had it. What it held is free for the collector.
@@ -117,6 +148,12 @@ mod tests {
         assert!(!held(&a) && held(&b));
         assert_eq!(images.list().unwrap().len(), 1);
         assert_eq!(images.get("x").unwrap().unwrap().target, b);
+        assert_eq!(images.expire(Timestamp::UNIX_EPOCH).await.unwrap(), 0);
+        assert!(held(&b), "whatever time it says of itself");
+        images.set("y", a.clone(), vec![a.digest], Timestamp::UNIX_EPOCH).await.unwrap();
+        assert_eq!(images.expire(Timestamp::MAX).await.unwrap(), 2);
+        assert!(!held(&a) && !held(&b) && images.list().unwrap().is_empty());
+        images.set("x", b.clone(), vec![b.digest], Timestamp::UNIX_EPOCH).await.unwrap();
         assert!(images.remove("x").await.unwrap() && !images.remove("x").await.unwrap());
         assert!(!held(&b));
     }

@@ -99,6 +99,7 @@ impl Services {
         });
         let exporters = Exporters::new(cache.content().clone(), registry, images, work.clone());
         let index = KeyIndex::open(db.clone()).map_err(OpenError::Index)?;
+        cache.set_listener(Arc::new(index.clone()));
         let solver = Solver::new(worker.clone(), index, sessions.clone(), builds.clone());
         let jobs = Jobs::new(solver, Frontends::default(), Limits::default(), builds.clone());
 

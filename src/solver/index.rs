@@ -39,6 +39,8 @@ use redb::TableDefinition;
 use super::key::EdgeKey;
 use super::key::Key;
 use super::key::Link;
+use crate::cache::RecordId;
+use crate::cache::RecordListener;
 use crate::db::Db;
 use crate::db::DbError;
 use crate::db::ReadTx;
@@ -162,6 +164,13 @@ impl KeyIndex {
 
     fn behind(&self) -> MutexGuard<'_, Behind> {
         self.0.behind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a removed record leaves in the index goes with it.
+impl RecordListener for KeyIndex {
+    fn removed(&self, tx: &WriteTx, id: &RecordId) -> Result<(), DbError> {
+        forget_rows(tx, &[ResultId(id.to_string())])
     }
 }
 
