@@ -3,6 +3,8 @@
 #[allow(dead_code, unused_imports, reason = "the harness offers more than the tests use at any one time")]
 mod harness;
 
+mod cli;
+mod daemon;
 mod harness_tests;
 mod house;
 mod laziness;

@@ -186,7 +186,7 @@ impl Daemon {
         drop(connect);
         let orderly = async {
             front.token().cancel();
-            services.cancel_builds();
+            services.cancel_builds().await;
             let call_grace = tokio::time::timeout(CALL_GRACE, server).await;
             abandon.cancel();
             front.shutdown().await;

@@ -532,3 +532,81 @@ fn host_and_port(text: &str) -> Result<String, String> {
     // Go listens on every address if there is no host.
     Ok(if host.is_empty() { format!("[::]:{port}") } else { text.to_owned() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(settings: Settings) -> Result<Config, ConfigError> {
+        Config::check(settings, Vec::new()).map(|checked| checked.config)
+    }
+
+    #[test]
+    fn a_flag_goes_over_the_file_and_the_file_over_the_default() {
+        let file = Settings {
+            root: Some("/file".into()),
+            log_level: Some(LogLevel::Warn),
+            labels: BTreeMap::from([("a".into(), "file".into()), ("b".into(), "file".into())]),
+            gc_limits: GcLimits { max_used: Some(Space::Bytes(1)), ..GcLimits::default() },
+            ..Settings::default()
+        };
+        let flags = Settings {
+            root: Some("/flag".into()),
+            labels: BTreeMap::from([("b".into(), "flag".into())]),
+            ..Settings::default()
+        };
+        let config = check(file.under(flags)).unwrap();
+        assert_eq!(config.root, Path::new("/flag"));
+        assert_eq!(config.log, LogConfig { level: LogLevel::Warn, format: LogFormat::Text });
+        assert_eq!((&*config.worker.labels["a"], &*config.worker.labels["b"]), ("file", "flag"));
+        let limits = GcLimits { max_used: Some(Space::Bytes(1)), ..GcLimits::default() };
+        assert_eq!(config.worker.gc, GcConfig::Standard(limits));
+        assert_eq!(config.worker.platforms, [Platform::host()]);
+        assert_eq!(config.history, HistoryConfig::default());
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_refused() {
+        let pem = || Some(PathBuf::from("x.pem"));
+        let refused = |settings| check(settings).unwrap_err();
+        assert!(matches!(
+            refused(Settings { tls_cert: pem(), ..Settings::default() }),
+            ConfigError::HalfOfTls { lacks: "key", .. }
+        ));
+        assert!(matches!(
+            refused(Settings { tls_client_ca: pem(), ..Settings::default() }),
+            ConfigError::ClientCaWithoutTls
+        ));
+        assert!(matches!(
+            refused(Settings { listen: Some(Vec::new()), ..Settings::default() }),
+            ConfigError::NoAddress
+        ));
+        assert!(matches!(
+            refused(Settings { oci_worker: Some(false), ..Settings::default() }),
+            ConfigError::NoWorker
+        ));
+    }
+
+    #[test]
+    fn a_worker_that_is_not_there_is_warned_of_and_replaced() {
+        let settings =
+            Settings { oci_worker: Some(false), containerd_worker: Some(true), ..Settings::default() };
+        let checked = Config::check(settings, Vec::new()).unwrap();
+        assert_eq!(checked.warnings.len(), 1);
+    }
+
+    #[test]
+    fn addresses_are_read_and_written_alike() {
+        for text in ["unix:///run/a.sock", "tcp://127.0.0.1:1", "tcp://[::1]:1", "tcp://name:1", "fd://"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        assert_eq!("tcp://:1234".parse::<Address>().unwrap().to_string(), "tcp://[::]:1234");
+        for text in ["", "a", "unix://", "tcp://a", "tcp://a:b", "tcp://a:99999", "fd://3", "npipe://a"] {
+            assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+        let debug = |text: &str| text.parse::<DebugAddress>();
+        assert_eq!(debug("0.0.0.0:6060"), Ok(DebugAddress::Tcp("0.0.0.0:6060".into())));
+        assert_eq!(debug("/run/debug.sock"), Ok(DebugAddress::Unix("/run/debug.sock".into())));
+        assert!(debug("debug").is_err());
+    }
+}

@@ -13,6 +13,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
@@ -49,7 +51,9 @@ pub enum ListenError {
     NotASocket { path: PathBuf },
     #[error("the socket {path:?} can't be given to its owner")]
     Owner { path: PathBuf, source: io::Error },
-    #[error("fd:// is set, but the service manager handed over no socket (LISTEN_PID, LISTEN_FDS)")]
+    #[error(
+        "fd:// is set, but the service manager handed over no socket, or only one (LISTEN_PID, LISTEN_FDS)"
+    )]
     NotActivated,
     #[error("the socket that the service manager handed over is neither unix nor TCP")]
     Activated { source: io::Error },
@@ -156,8 +160,12 @@ fn activated_fd() -> Option<OwnedFd> {
         return None;
     }
     const FIRST: i32 = 3;
-    // SAFETY: by the protocol descriptor 3 is open and this process's own; it is taken once, because a second
-    // `fd://` finds the flag set that the first one sets here, and nothing else knows the number.
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return None;
+    }
+    // SAFETY: by the protocol descriptor 3 is open and this process's own, and nothing here opened it. It is taken
+    // once: `TAKEN` is set only here and never reset.
     #[expect(unsafe_code, reason = "a descriptor that is inherited by number has no other way in")]
     let fd = unsafe { OwnedFd::from_raw_fd(FIRST) };
     rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).ok()?;

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::config::Config;
@@ -61,9 +62,12 @@ pub enum OpenError {
 pub(super) struct Services {
     db: Db,
     cache: Cache,
-    /// Builds and what hangs on them, cancelled first.
-    builds: Tasks,
-    /// Fetches, pushes and the like, which builds wait for.
+    builds: Builds,
+    /// Ends the streams that have no end of their own, and turns the health.
+    stop: CancellationToken,
+    /// The solver, which builds wait for.
+    solving: Tasks,
+    /// Fetches, pushes and the like, which the solver waits for.
     work: Tasks,
     routes: Routes,
 }
@@ -76,7 +80,7 @@ impl std::fmt::Debug for Services {
 
 impl Services {
     pub(super) async fn open(config: &Config) -> Result<Services, OpenError> {
-        let (builds, work) = (Tasks::new(), Tasks::new());
+        let (solving, work) = (Tasks::new(), Tasks::new());
         let root = config.root.clone();
         let path = root.join("thunk.redb");
         let db = Db::open(&path).map_err(|source| OpenError::Db { path, source })?;
@@ -93,15 +97,15 @@ impl Services {
 
         let images = ImageList::new(db.clone());
         let worker = Worker::new(cache.clone(), registry.clone(), images.clone(), work.clone());
-        let worker = Arc::new(match config.worker.max_parallelism {
+        let worker = match config.worker.max_parallelism {
             Some(limit) => worker.limited(limit),
             None => worker,
-        });
+        };
         let exporters = Exporters::new(cache.content().clone(), registry, images, work.clone());
         let index = KeyIndex::open(db.clone()).map_err(OpenError::Index)?;
         cache.set_listener(Arc::new(index.clone()));
-        let solver = Solver::new(worker.clone(), index, sessions.clone(), builds.clone());
-        let jobs = Jobs::new(solver, Frontends::default(), Limits::default(), builds.clone());
+        let solver = Solver::new(Arc::new(worker.clone()), index, sessions.clone(), solving.clone());
+        let jobs = Jobs::new(solver, Frontends::default(), Limits::default(), solving.clone());
 
         let policies = gc::policies(&config.worker.gc, gc::disk_size(&root));
         gc::start(cache.clone(), gc::prunes(&policies)?, &work);
@@ -112,17 +116,18 @@ impl Services {
             gc: policies,
             version: Version::default(),
         };
+
         let limits =
             HistoryLimits { max_age: config.history.max_age, max_entries: config.history.max_entries };
         let history = History::open(cache.content().clone(), limits, &work);
         let entitlements = config.entitlements.iter().map(|e| e.name().to_owned()).collect();
-        let solves =
-            Builds::new(jobs.clone(), sessions.clone(), exporters, history, entitlements, builds.clone());
-        let gateway = GatewayService::new(jobs, (*worker).clone(), identity.clone());
-        let stop = builds.token().clone();
-        let control = ControlService::new(solves, sessions, cache.clone(), identity, stop);
+        let builds =
+            Builds::new(jobs.clone(), sessions.clone(), exporters, history, entitlements, Tasks::new());
+        let stop = CancellationToken::new();
+        let gateway = GatewayService::new(jobs, worker, identity.clone());
+        let control = ControlService::new(builds.clone(), sessions, cache.clone(), identity, stop.clone());
         let routes = control.into_routes().add_service(gateway.into_server());
-        Ok(Services { db, cache, builds, work, routes })
+        Ok(Services { db, cache, builds, stop, solving, work, routes })
     }
 
     pub(super) fn routes(&self) -> Routes {
@@ -147,20 +152,21 @@ impl Services {
             ("content_fsyncs", content.fsyncs),
             ("content_collected_bytes", content.collected_bytes),
             ("content_leases", count(self.cache.content().leases().len())),
-            ("tasks", count(self.builds.running() + self.work.running())),
+            ("tasks", count(self.solving.running() + self.work.running())),
         ]);
         debug::process(&mut counters);
         counters
     }
 
-    /// Cancels every build; each then tells its client so.
-    pub(super) fn cancel_builds(&self) {
-        self.builds.token().cancel();
+    /// Cancels every build, and waits until each has told its client and is recorded.
+    pub(super) async fn cancel_builds(&self) {
+        self.stop.cancel();
+        self.builds.shutdown().await;
     }
 
     /// Waits for the tasks and makes the last writes durable.
     pub(super) async fn close(&self) {
-        self.builds.shutdown().await;
+        self.solving.shutdown().await;
         self.work.shutdown().await;
         self.db.close();
     }

@@ -110,9 +110,10 @@ impl Worker {
         if let Some(resolution) = resolved.get() {
             return Ok(Some(resolution));
         }
+        // Boxed: requests make large futures, which would lie on the stack once for each caller above.
         let resolution = match &vertex.op {
-            Op::Image(source) => self.images.resolve(ctx, source, &vertex.platform).await?,
-            Op::OciLayout(source) => self.layouts.resolve(ctx, source, &vertex.platform).await?,
+            Op::Image(source) => Box::pin(self.images.resolve(ctx, source, &vertex.platform)).await?,
+            Op::OciLayout(source) => Box::pin(self.layouts.resolve(ctx, source, &vertex.platform)).await?,
             Op::Merge(_) => return Ok(None),
         };
         Ok(Some(Resolved::keep(resolved, resolution)))

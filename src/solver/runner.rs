@@ -199,7 +199,7 @@ impl<O: Operate> Hands<O> {
             shell.progress.start();
         }
         let ctx = context(shell, token);
-        let work = async { Ok(self.operate.cache_map(&ctx, &shell.vertex, index).await?) };
+        let work = async { Ok(Box::pin(self.operate.cache_map(&ctx, &shell.vertex, index)).await?) };
         let result = guard("cache map", work).await;
         if is_root {
             shell.progress.complete(result.as_ref().err().map(reported));
@@ -215,7 +215,7 @@ impl<O: Operate> Hands<O> {
         token: CancellationToken,
     ) -> Result<Option<O::Output>, LoadError> {
         let ctx = context(shell, token);
-        let work = async { Ok(self.operate.load(&ctx, id, opts).await) };
+        let work = async { Ok(Box::pin(self.operate.load(&ctx, id, opts)).await) };
         let result = guard("load", work).await.unwrap_or_else(|cause| {
             Err(LoadError::Failed(match cause {
                 Cause::Op(error) => error,
@@ -240,7 +240,7 @@ impl<O: Operate> Hands<O> {
     ) -> Result<RunOutputs<O::Output>, Cause> {
         shell.progress.start();
         let ctx = context(shell, token);
-        let work = async { Ok(self.operate.run(&ctx, &shell.vertex, &inputs).await?) };
+        let work = async { Ok(Box::pin(self.operate.run(&ctx, &shell.vertex, &inputs)).await?) };
         let result = guard("run", work).await;
         shell.progress.complete(result.as_ref().err().map(reported));
         let name = |output: Option<O::Output>| {
