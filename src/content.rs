@@ -8,8 +8,8 @@
 //!
 //! Bytes that are here came with somebody's credentials. An asker who comes with handlers
 //! ([`DescHandlers`]) gets them if one of its handlers names an origin that is *proven* to have the
-//! blob, since nobody is given a handler for a repository that it may not read; otherwise its own
-//! provider is asked ([`Provider::probe`]) with its own credentials, and proven by a yes. A client's
+//! blob and knows that the asker is let in there ([`Provider::vouches_for`]); otherwise its own
+//! providers are asked ([`Provider::probe`]) with its own credentials, and proven by a yes. A client's
 //! content store always is asked, for its name proves nothing. Blobs made here, and askers without
 //! any handler (the node itself, by a ref that it holds), have no such rule.
 //!

@@ -1,7 +1,6 @@
 //! [`Origin`]: a durable note of where a blob's bytes can be had.
 
 use std::fmt;
-use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -12,9 +11,8 @@ use serde::Serialize;
 pub enum Origin {
     /// A repository of a registry, both as in a reference. Mirrors are the registry client's affair.
     Registry { host: String, repository: String },
-    /// A directory in OCI layout on this machine.
-    Layout { path: PathBuf },
-    /// A content store that a build client serves in its session, by its name.
+    /// A content store that a build client serves in its session, by its name: an OCI layout on the
+    /// client's disk, for one. No client can name a directory of this machine.
     SessionStore { store: String },
 }
 
@@ -23,11 +21,11 @@ impl Origin {
         Origin::Registry { host: host.into(), repository: repository.into() }
     }
 
-    /// True if naming this origin shows a right to its blobs. Whoever names a repository or a
-    /// directory was let in there before; a client's store has a name that the client chose.
+    /// True if naming this origin shows a right to its blobs. Whoever names a repository was let in there
+    /// before; a client's store has a name that the client chose.
     pub(super) fn vouches(&self) -> bool {
         match self {
-            Origin::Registry { .. } | Origin::Layout { .. } => true,
+            Origin::Registry { .. } => true,
             Origin::SessionStore { .. } => false,
         }
     }
@@ -37,7 +35,6 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::Registry { host, repository } => write!(f, "{host}/{repository}"),
-            Origin::Layout { path } => write!(f, "OCI layout {}", path.display()),
             Origin::SessionStore { store } => write!(f, "the client's store {store}"),
         }
     }

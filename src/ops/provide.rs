@@ -56,8 +56,6 @@ impl Connect for Origins {
                 Some(Arc::new(RegistryProvider::new(self.registry.clone(), repository)))
             }
             Origin::SessionStore { store } => Some(Arc::new(SessionProvider::new(store.clone(), None))),
-            // No client may name a directory of this machine.
-            Origin::Layout { .. } => None,
         }
     }
 }
