@@ -10,3 +10,4 @@ mod house;
 mod laziness;
 mod lazy_images;
 mod registry;
+mod same_bytes;
