@@ -30,13 +30,12 @@ impl<R: Clone> Scheduler<R> {
     /// Makes every transition of the node that is due.
     pub(super) fn advance(&mut self, id: NodeId) {
         self.compare_touched(id);
-        if self.fail_with_input(id) {
-            return;
-        }
         self.answer_waiters(id);
-        while self.step(id) {
+        // A step may ask an input that has failed long ago.
+        while !self.fail_with_input(id) && self.step(id) {
             self.steps += 1;
         }
+        self.fail_with_input(id);
     }
 
     /// Makes one transition; false if none is due.
@@ -111,8 +110,9 @@ impl<R: Clone> Scheduler<R> {
         let slot = &self.nodes[id].slots[index as usize];
         let input = &self.nodes[slot.input];
         let level = input.level();
+        // Until the op has said whether the content of the input counts, nothing is settled.
         let settled = match slot.content {
-            Content::Ignored => level >= Level::Slow,
+            Content::Ignored => level >= Level::Slow && !self.nodes[id].maps.is_empty(),
             Content::Known(_) => true,
             Content::Unknown(_) | Content::Hashing { .. } => false,
         };
@@ -492,8 +492,9 @@ impl<R: Clone> Scheduler<R> {
         // One that ignores the cache serves everybody; one that does not serves those who don't either.
         let fits = |other: NodeId| {
             let Some(node) = self.nodes.get(other) else { return false };
-            let runs =
-                matches!(node.state, VertexState::Running { .. }) || (node.is_done() && node.ran.is_some());
+            // A run that was cancelled is waited for as well, so that two never overlap.
+            let runs = matches!(node.state, VertexState::Running { .. } | VertexState::Stopping { .. })
+                || (node.is_done() && node.ran.is_some());
             other != id && runs && (node.fresh || !fresh)
         };
         let links = self.links(id).into_iter();
@@ -537,7 +538,7 @@ impl<R: Clone> Scheduler<R> {
                 self.fail(id, error);
                 true
             }
-            VertexState::Running { .. } if want == Level::Result => false,
+            VertexState::Running { .. } | VertexState::Stopping { .. } if want == Level::Result => false,
             _ => {
                 self.effects.push(Effect::Joined { shell, ended: Some(Ok(())) });
                 self.unjoin(id, to);
@@ -566,7 +567,6 @@ impl<R: Clone> Scheduler<R> {
         self.effects.push(Effect::Cancel { task });
         self.ask_all(id, Level::Nothing);
         self.become_(id, VertexState::Stopping { task, back });
-        self.kick_joiners(id);
         true
     }
 }

@@ -18,7 +18,6 @@ use crate::ops::Edge;
 use crate::ops::Graph;
 use crate::ops::LoadError;
 use crate::ops::ResultId;
-use crate::ops::Vertex;
 use crate::progress::Journal;
 use crate::session::SessionId;
 
@@ -121,6 +120,7 @@ pub enum Effect<R> {
     },
 }
 
+#[cfg(test)]
 impl<R> Effect<R> {
     /// The number under which it ends.
     pub fn task(&self) -> Option<TaskNumber> {
@@ -135,19 +135,6 @@ impl<R> Effect<R> {
             | Effect::Reply { .. }
             | Effect::Skipped(_)
             | Effect::Joined { .. } => None,
-        }
-    }
-
-    /// The vertex that it works for.
-    pub fn vertex(&self) -> Option<&Arc<Vertex>> {
-        match self {
-            Effect::Map { shell, .. }
-            | Effect::Hash { shell, .. }
-            | Effect::Load { shell, .. }
-            | Effect::Run { shell, .. }
-            | Effect::Skipped(shell)
-            | Effect::Joined { shell, .. } => Some(&shell.vertex),
-            _ => None,
         }
     }
 }

@@ -44,6 +44,7 @@ impl Executions {
         true
     }
 
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.ways.is_empty() && self.by_key.is_empty() && self.by_link.is_empty()
     }

@@ -158,6 +158,8 @@ impl KeyIndex {
     pub fn forget(&self, results: impl IntoIterator<Item = ResultId>) {
         let results: Vec<ResultId> = results.into_iter().collect();
         if !results.is_empty() {
+            let mut behind = self.behind();
+            behind.forget(&results);
             self.0.db.write_behind(move |tx| forget_rows(tx, &results));
         }
     }
@@ -205,6 +207,14 @@ impl Behind {
             }
         }
         answer
+    }
+
+    fn forget(&mut self, gone: &[ResultId]) {
+        for (_, stored) in self.records.values_mut().flatten() {
+            if stored.results.iter().any(|(_, id)| gone.contains(id)) {
+                Arc::make_mut(stored).results.retain(|(_, id)| !gone.contains(id));
+            }
+        }
     }
 
     /// Drops the additions up to number `seen`.

@@ -63,8 +63,8 @@ pub struct Scheduler<R> {
     pub(super) nodes: Nodes<R>,
     /// By digest and whether the cache is ignored.
     by_digest: HashMap<(VertexDigest, bool), NodeId>,
-    jobs: HashMap<JobNumber, HashMap<VertexDigest, NodeId>>,
-    waiters: HashMap<WaiterNumber, Waiter<R>>,
+    jobs: HashMap<JobNumber, Mine>,
+    waiters: BTreeMap<WaiterNumber, Waiter<R>>,
     pub(super) tasks: HashMap<TaskNumber, (NodeId, TaskKind)>,
     pub(super) executions: Executions,
     /// Nodes to look at.
@@ -78,6 +78,15 @@ pub struct Scheduler<R> {
     pub(super) steps: u64,
     next: u64,
     sessions: Sessions,
+}
+
+/// The nodes of a job.
+#[derive(Default)]
+struct Mine {
+    /// The one that a vertex was last given.
+    by_digest: HashMap<VertexDigest, NodeId>,
+    /// All that it was ever given: one that failed may have been replaced for another job.
+    all: HashSet<NodeId>,
 }
 
 /// A caller that waits.
@@ -104,10 +113,6 @@ impl<R> Nodes<R> {
     pub fn get(&self, id: NodeId) -> Option<&Node<R>> {
         self.0.get(&id)
     }
-
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
 }
 
 impl<R> Index<NodeId> for Nodes<R> {
@@ -131,7 +136,7 @@ impl<R: Clone> Scheduler<R> {
             nodes: Nodes(HashMap::new()),
             by_digest: HashMap::new(),
             jobs: HashMap::new(),
-            waiters: HashMap::new(),
+            waiters: BTreeMap::new(),
             tasks: HashMap::new(),
             executions: Executions::default(),
             queue: VecDeque::new(),
@@ -154,7 +159,7 @@ impl<R: Clone> Scheduler<R> {
                 drop(self.withdraw(waiter));
             }
             Event::Lost { job, edge } => {
-                if let Some(&node) = self.jobs.get(&job).and_then(|nodes| nodes.get(&edge.vertex)) {
+                if let Some(&node) = self.jobs.get(&job).and_then(|mine| mine.by_digest.get(&edge.vertex)) {
                     self.lose(node, edge.output);
                 }
             }
@@ -165,7 +170,14 @@ impl<R: Clone> Scheduler<R> {
         std::mem::take(&mut self.effects)
     }
 
+    /// Nodes and slots looked at so far.
+    #[cfg(test)]
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
     /// True if nothing is known, wanted or under way.
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.nodes.0.is_empty()
             && self.by_digest.is_empty()
@@ -196,10 +208,11 @@ impl<R: Clone> Scheduler<R> {
             self.steps += 1 + vertex.inputs.len() as u64;
             let id = match self.shareable(vertex, interest.job) {
                 Some(id) => id,
-                None => self.create(vertex, &mine),
+                None => self.create(vertex, &mine.by_digest),
             };
             self.attach(id, interest);
-            mine.insert(vertex.digest, id);
+            mine.by_digest.insert(vertex.digest, id);
+            mine.all.insert(id);
         }
         self.jobs.insert(interest.job, mine);
     }
@@ -290,7 +303,8 @@ impl<R: Clone> Scheduler<R> {
             }
         }
         let Some(mine) = self.jobs.remove(&job) else { return };
-        let mut stack: Vec<NodeId> = mine.into_values().collect();
+        let mut stack: Vec<NodeId> = mine.all.into_iter().collect();
+        stack.sort_unstable();
         while let Some(id) = stack.pop() {
             let Some(node) = self.nodes.0.get_mut(&id) else { continue };
             let Some(interest) = node.jobs.remove(&job) else { continue };
@@ -326,7 +340,7 @@ impl<R: Clone> Scheduler<R> {
     }
 
     fn wait(&mut self, job: JobNumber, waiter: WaiterNumber, edge: Edge, reply: Reply<R>) {
-        let Some(&node) = self.jobs.get(&job).and_then(|nodes| nodes.get(&edge.vertex)) else {
+        let Some(&node) = self.jobs.get(&job).and_then(|mine| mine.by_digest.get(&edge.vertex)) else {
             self.effects.push(Effect::Reply { reply, answer: Err(None) });
             return;
         };

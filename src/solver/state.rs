@@ -300,10 +300,6 @@ impl Wants {
             }
         }
     }
-
-    pub fn is_none(&self) -> bool {
-        self.fast == 0 && self.slow == 0 && self.results.is_empty()
-    }
 }
 
 /// One input of a vertex.
