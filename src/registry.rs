@@ -53,6 +53,7 @@ mod session_credentials;
 mod tls;
 mod token;
 mod transport;
+mod upload;
 
 use std::fmt;
 use std::sync::Arc;
@@ -83,14 +84,14 @@ pub use error::Reason;
 pub use error::RegistryError;
 pub use pull::BlobBody;
 pub use pull::Served;
-pub use push::BodyError;
 pub use push::Mount;
-pub use push::OpenBody;
 pub use push::Pushed;
-pub use push::UploadBody;
-pub use push::UploadSession;
 pub use session_credentials::SessionCredentials;
 pub use tls::TlsError;
+pub use upload::BodyError;
+pub use upload::OpenBody;
+pub use upload::UploadBody;
+pub use upload::UploadSession;
 
 use self::client::Shared;
 use crate::oci::Descriptor;
