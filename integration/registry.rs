@@ -63,8 +63,8 @@ fn impatient() -> RegistryConfig {
         },
         patience: Patience {
             connect: Duration::from_secs(5),
-            stall: Duration::from_millis(400),
-            commit: Duration::from_millis(800),
+            stall: Duration::from_millis(800),
+            commit: Duration::from_millis(1600),
         },
         ..RegistryConfig::default()
     }
