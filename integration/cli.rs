@@ -194,6 +194,14 @@ fn a_definition_comes_on_standard_input_in_each_form() {
 }
 
 #[test]
+fn a_definition_is_encoded_for_other_clients() {
+    let thunk = Thunk::alone();
+    let run = thunk.run(&["debug", "encode", "hello.json"]);
+    assert!(run.success, "{}", run.stderr);
+    assert_eq!(layers(&thunk.build("-", &run.stdout, "oci")), layers_of("base"));
+}
+
+#[test]
 fn a_daemon_that_runs_is_used() {
     let daemon = Daemon::start();
     let thunk = Thunk::with(&daemon);

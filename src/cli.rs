@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::future::Future;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -114,6 +115,13 @@ fn exit(answer: clap::Error) -> ExitCode {
     // Nobody reads it if this fails.
     let _ = answer.print();
     u8::try_from(answer.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+/// Writes to standard output.
+fn print(bytes: &[u8]) -> Result<(), CliError> {
+    let mut stdout = std::io::stdout().lock();
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    written.map_err(|source| CliError::Write { path: "/dev/stdout".into(), source })
 }
 
 /// Runs `work` unless an interrupt comes first; then `work` is dropped.

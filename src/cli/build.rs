@@ -97,7 +97,7 @@ pub(super) async fn build(args: BuildArgs) -> Result<(), CliError> {
 }
 
 /// The definition in a file or on standard input.
-async fn definition(path: Option<PathBuf>) -> Result<Definition, CliError> {
+pub(super) async fn definition(path: Option<PathBuf>) -> Result<Definition, CliError> {
     let path = path.filter(|path| path.as_os_str() != "-");
     let what = path.as_ref().map_or_else(|| "standard input".to_owned(), |p| p.display().to_string());
     let read = move || match path {

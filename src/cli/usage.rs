@@ -1,6 +1,5 @@
 //! `thunk du` and `thunk prune`.
 
-use std::io::Write as _;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -64,7 +63,7 @@ pub(super) async fn du(args: DuArgs) -> Result<(), CliError> {
         let host = Host::find(args.host).await?;
         let usage = host.client.usage(args.filter).await;
         host.leave().await;
-        print(&table(usage?, SystemTime::now(), "Total"))
+        super::print(table(usage?, SystemTime::now(), "Total").as_bytes())
     })
     .await
 }
@@ -90,14 +89,9 @@ pub(super) async fn prune(args: PruneArgs) -> Result<(), CliError> {
         }
         .await;
         host.leave().await;
-        print(&table(deleted?, SystemTime::now(), "Deleted"))
+        super::print(table(deleted?, SystemTime::now(), "Deleted").as_bytes())
     })
     .await
-}
-
-fn print(text: &str) -> Result<(), CliError> {
-    let written = std::io::stdout().write_all(text.as_bytes());
-    written.map_err(|source| CliError::Write { path: "/dev/stdout".into(), source })
 }
 
 /// One row a record, the largest last, and the sum.

@@ -55,7 +55,9 @@ pub enum DefinitionError {
     Empty,
     #[error("the definition has {size} bytes, at most {SIZE_LIMIT} can be sent")]
     TooLarge { size: usize },
-    #[error("this is neither a protobuf definition nor JSON (`buildctl debug dump-llb` reads the former)")]
+    #[error(
+        "this is neither a protobuf definition nor JSON (`buildctl debug dump-llb` reads the former and prints the latter)"
+    )]
     Neither,
     #[error("the JSON is broken")]
     Syntax(#[source] serde_json::Error),
@@ -86,6 +88,11 @@ impl Definition {
             return Err(DefinitionError::TooLarge { size });
         }
         Ok(Definition(definition))
+    }
+
+    /// The definition as protobuf.
+    pub fn encode(&self) -> Vec<u8> {
+        self.0.encode_to_vec()
     }
 
     /// The names of the OCI layouts that the definition wants from the session of the build.

@@ -26,6 +26,7 @@ struct Step {
     vertex: Vertex,
     /// None until it has its first line.
     number: Option<usize>,
+    /// Its end has been told, and nothing since.
     ended: bool,
     items: HashMap<String, Shown>,
     /// The end of the log that has no line break yet.
@@ -51,8 +52,8 @@ impl<W: Write> Plain<W> {
             items: HashMap::new(),
             partial: Vec::new(),
         });
-        if vertex.completed.is_none() {
-            // It runs again.
+        // A vertex may run again; its end is told again if there was news of it, or if it is another one.
+        if vertex.error != step.vertex.error {
             step.ended = false;
         }
         step.vertex = vertex;
@@ -90,6 +91,7 @@ impl<W: Write> Plain<W> {
         if !due {
             return Ok(());
         }
+        step.ended = false;
         step.items.insert(item.id.clone(), Shown { at: item.timestamp, ended });
         let number = introduce(&mut self.out, &mut self.shown, step)?;
         write!(self.out, "#{number} {}", name(item))?;
@@ -108,6 +110,7 @@ impl<W: Write> Plain<W> {
     fn log(&mut self, vertex: &Digest, data: &[u8]) -> io::Result<()> {
         let Some(step) = self.steps.get_mut(vertex) else { return Ok(()) };
         let number = introduce(&mut self.out, &mut self.shown, step)?;
+        step.ended = false;
         step.partial.extend_from_slice(data);
         while let Some(end) = step.partial.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = step.partial.drain(..=end).collect();
