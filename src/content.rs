@@ -28,10 +28,9 @@
 //!
 //! # Crash consistency
 //!
-//! The disk says what is resident, the metadata store says what is known; see [`disk`](self) and
-//! [`rows`](self) in the source. A blob's row may lag behind its file by a second: a file without a row
-//! is an orphan that the collector takes. A deletion is recorded, done, then cleared, and done again
-//! at the next start if it was not cleared.
+//! The disk says what is resident (`disk.rs`), the metadata store what is known (`rows.rs`). A blob's
+//! row may lag behind its file by a second: a file without a row is an orphan that the collector takes.
+//! A deletion is recorded, done, then cleared, and done again at the next start if it was not cleared.
 
 mod blob;
 mod candidate;

@@ -18,13 +18,13 @@
 //!
 //! # The loop
 //!
-//! One task owns the state of all vertices. It takes an [`Event`](event::Event), changes the state
-//! without waiting for anything, and starts the [`Effect`](event::Effect)s that follow: owned tasks,
+//! One task owns the state of all vertices. It takes an `Event`, changes the state
+//! without waiting for anything, and starts the `Effect`s that follow: owned tasks,
 //! each of which ends with an event. Invariant: no I/O and no `.await` within the change, so that
 //! nothing slow in one build delays another.
 //!
 //! Invariant: the solver knows nothing of registries, blobs or images; it knows ops by
-//! [`Operate`](crate::ops::Operate).
+//! [`crate::ops::Operate`].
 
 mod advance;
 mod bridge;

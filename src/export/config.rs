@@ -130,7 +130,7 @@ struct RootFs<'l> {
     diff_ids: Option<&'l [DiffId]>,
 }
 
-/// What [`write`] puts together.
+/// What [`write()`] puts together.
 pub(super) struct ConfigParts<'c> {
     /// The frontend's configuration, if there is one.
     pub(super) config: Option<&'c [u8]>,
