@@ -30,6 +30,3 @@ pub const CAPS: &[&str] = &[
     "gateway.warnings",
     "source.metaresolver",
 ];
-
-#[cfg(test)]
-mod tests;

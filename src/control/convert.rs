@@ -334,7 +334,7 @@ fn export_code(error: &ExportError) -> Code {
 impl From<HistoryError> for Status {
     fn from(error: HistoryError) -> Status {
         let code = match &error {
-            HistoryError::NotFound { .. } => Code::NotFound,
+            HistoryError::NotFound { .. } | HistoryError::Deleted { .. } => Code::NotFound,
             HistoryError::Behind => Code::ResourceExhausted,
             HistoryError::Db(error) => code_of(error),
             HistoryError::Content(error) => code_of(error),
@@ -370,4 +370,156 @@ pub(super) fn cache_status(error: &CacheError) -> Status {
         _ => Code::Internal,
     };
     Status::new(code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::history::RecordedError;
+    use crate::identity::Version;
+    use crate::oci::Digest;
+    use crate::oci::Platform;
+    use crate::proto::policy;
+
+    fn exporter(kind: &str) -> control::Exporter {
+        control::Exporter { r#type: kind.to_owned(), attrs: BTreeMap::new() }
+    }
+
+    fn refused(change: impl FnOnce(&mut control::SolveRequest)) -> Vec<String> {
+        let mut request = control::SolveRequest { cache: Some(Default::default()), ..Default::default() };
+        change(&mut request);
+        build_request(request).unsupported
+    }
+
+    #[test]
+    fn what_would_be_ignored_is_named() {
+        assert_eq!(refused(|_| {}), [""; 0]);
+        let entry =
+            |kind: &str| control::CacheOptionsEntry { r#type: kind.to_owned(), attrs: BTreeMap::new() };
+        let cache = |request: &mut control::SolveRequest| request.cache.take().unwrap();
+        let inline = refused(|r| {
+            r.cache = Some(control::CacheOptions { exports: vec![entry("inline")], ..cache(r) });
+        });
+        assert_eq!(inline, ["a cache export of type \"inline\""]);
+        let old = refused(|r| {
+            r.cache = Some(control::CacheOptions { import_refs_deprecated: vec!["x".into()], ..cache(r) });
+        });
+        assert_eq!(old, ["a cache import of type \"registry\""]);
+        let attest = |value: &str| {
+            refused(|r| drop(r.frontend_attrs.insert("attest:provenance".into(), value.into())))
+        };
+        assert_eq!(attest("mode=max"), ["the attestation \"attest:provenance\""]);
+        assert_eq!(attest("mode=max,disabled=true"), [""; 0]);
+        let policy = policy::Policy { rules: vec![policy::Rule::default()], ..Default::default() };
+        assert_eq!(refused(|r| r.source_policy = Some(policy)), ["a source policy"]);
+        assert_eq!(refused(|r| r.proxy_network = true), ["a proxy network"]);
+        let both = refused(|r| {
+            r.definition = Some(Default::default());
+            r.frontend = "f".into();
+        });
+        assert_eq!(both, ["a solve with both a definition and a frontend"]);
+    }
+
+    /// Clients put the first exporter into the old field as well.
+    #[test]
+    fn the_old_exporter_counts_only_if_there_is_no_new_one() {
+        let mut request = control::SolveRequest {
+            exporter_deprecated: "image".to_owned(),
+            exporters: vec![exporter("oci"), exporter("image")],
+            ..Default::default()
+        };
+        let kinds = |request: &control::SolveRequest| -> Vec<String> {
+            build_request(request.clone()).exporters.into_iter().map(|e| e.kind).collect()
+        };
+        assert_eq!(kinds(&request), ["oci", "image"]);
+        request.exporters.clear();
+        assert_eq!(kinds(&request), ["image"]);
+        request.exporter_deprecated.clear();
+        assert_eq!(kinds(&request), [""; 0]);
+    }
+
+    #[test]
+    fn a_session_says_what_it_is_in_its_headers() {
+        let mut metadata = MetadataMap::new();
+        metadata.insert(header::ID, "abc".parse().unwrap());
+        metadata.insert(header::SHARED_KEY, "key".parse().unwrap());
+        metadata.append(header::METHOD, "/a/B".parse().unwrap());
+        metadata.append(header::METHOD, "/c/D".parse().unwrap());
+        metadata.insert(header::HEALTH, "2500".parse().unwrap());
+        let expected = Opening {
+            id: SessionId::new("abc"),
+            name: String::new(),
+            shared_key: "key".to_owned(),
+            methods: vec!["/a/B".to_owned(), "/c/D".to_owned()],
+            health: Some(Duration::from_millis(2500)),
+        };
+        assert_eq!(opening(&metadata), expected);
+        metadata.insert(header::HEALTH, "soon".parse().unwrap());
+        assert_eq!(opening(&metadata).health, None);
+    }
+
+    #[test]
+    fn workers_are_selected_by_id_and_label() {
+        let identity = Identity {
+            worker: "w".to_owned(),
+            labels: BTreeMap::from([("org.example.a".to_owned(), "1".to_owned())]),
+            platforms: vec![Platform::host()],
+            gc: Vec::new(),
+            version: Version::default(),
+        };
+        for (filter, selected) in [
+            ("", true),
+            ("id==w", true),
+            ("id==x", false),
+            ("labels.\"org.example.a\"==1", true),
+            ("labels.\"org.example.b\"", false),
+        ] {
+            assert_eq!(selects(&[filter.to_owned()], &identity).unwrap(), selected, "{filter}");
+        }
+        assert_eq!(selects(&["=".to_owned()], &identity).unwrap_err().code(), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn a_record_carries_its_results_by_exporter_and_the_first_one_in_the_old_field() {
+        let result = |text: &str| Descriptor::new("m", Digest::sha256(text), 1);
+        let record = Record {
+            results: BTreeMap::from([(1, result("b")), (2, result("c"))]),
+            error: Some(RecordedError { code: 5, message: "no".to_owned() }),
+            ..Record::new("r")
+        };
+        let told = history_record(&record);
+        let info = told.result.unwrap();
+        assert_eq!(info.result_deprecated.unwrap().digest, Digest::sha256("b").to_string());
+        assert_eq!(info.results.keys().copied().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(told.error.unwrap().code, 5);
+        assert!(told.completed_at.is_none());
+        assert!(history_record(&Record::new("r")).result.is_none());
+    }
+
+    #[test]
+    fn every_failure_of_a_build_has_its_code() {
+        let text = || "x".to_owned();
+        for (error, code) in [
+            (BuildError::NoRef, Code::InvalidArgument),
+            (BuildError::Unsupported { what: text() }, Code::Unimplemented),
+            (BuildError::Entitlement { name: text() }, Code::PermissionDenied),
+            (BuildError::CompatibilityVersion { version: 7 }, Code::InvalidArgument),
+            (BuildError::Export(ExportError::Unsupported { what: text() }), Code::Unimplemented),
+            (BuildError::Export(ExportError::MissingRef { id: text() }), Code::NotFound),
+            (BuildError::Export(ExportError::Cancelled), Code::Cancelled),
+            (BuildError::Solve(crate::solver::SolveError::Cancelled), Code::Cancelled),
+        ] {
+            let status = Status::from(error);
+            assert_eq!(status.code(), code, "{status:?}");
+            if code == Code::Cancelled {
+                assert_eq!(status.message(), "context canceled");
+            }
+        }
+    }
+
+    #[test]
+    fn a_limit_below_zero_is_no_limit_of_the_history() {
+        let request = control::BuildHistoryRequest { limit: -1, ..Default::default() };
+        assert_eq!(history_query(request).map(drop).unwrap_err().code(), Code::InvalidArgument);
+    }
 }

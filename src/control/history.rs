@@ -22,6 +22,7 @@ mod record;
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -67,6 +68,9 @@ const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("history");
 /// Events that a listener may be behind.
 const EVENTS: usize = 1024;
 
+/// Refs of deleted records that are remembered, so that whoever asks for one learns what became of it.
+const DELETED: usize = 1024;
+
 /// How often old records are looked for, besides after each build.
 const SWEEP: Duration = Duration::from_secs(120);
 
@@ -93,6 +97,8 @@ impl Default for HistoryLimits {
 pub enum HistoryError {
     #[error("no build record of {build}")]
     NotFound { build: String },
+    #[error("ref {build} is deleted")]
+    Deleted { build: String },
     #[error("the listener is more than {EVENTS} events behind")]
     Behind,
     #[error(transparent)]
@@ -133,6 +139,14 @@ pub struct Completion {
     pub results: BTreeMap<usize, Descriptor>,
 }
 
+#[derive(Debug, Default)]
+struct Live {
+    /// The builds that run, by ref.
+    active: BTreeMap<String, Arc<Record>>,
+    /// The last refs whose records were deleted.
+    deleted: VecDeque<String>,
+}
+
 /// The builds that run and ran. Clones are the same history.
 #[derive(Clone, Debug)]
 pub struct History(Arc<Inner>);
@@ -143,7 +157,7 @@ struct Inner {
     db: Db,
     limits: HistoryLimits,
     tasks: Tasks,
-    active: Mutex<BTreeMap<String, Arc<Record>>>,
+    live: Mutex<Live>,
     events: broadcast::Sender<Event>,
 }
 
@@ -153,7 +167,7 @@ impl History {
         let db = content.db().clone();
         let (events, _) = broadcast::channel(EVENTS);
         let tasks = tasks.clone();
-        let inner = Inner { content, db, limits, tasks, active: Mutex::default(), events };
+        let inner = Inner { content, db, limits, tasks, live: Mutex::default(), events };
         let history = History(Arc::new(inner));
         let sweeper = history.clone();
         let stop = history.0.tasks.token().clone();
@@ -172,10 +186,11 @@ impl History {
     /// Shows a build as running until the answer is completed or dropped.
     pub fn begin(&self, record: Record) -> ActiveBuild {
         let record = Arc::new(record);
-        let mut active = self.active();
-        active.insert(record.build.clone(), Arc::clone(&record));
+        let mut live = self.live();
+        live.deleted.retain(|build| *build != record.build);
+        live.active.insert(record.build.clone(), Arc::clone(&record));
         self.send(Event::Started(Arc::clone(&record)));
-        drop(active);
+        drop(live);
         ActiveBuild { history: self.clone(), record }
     }
 
@@ -186,8 +201,12 @@ impl History {
     ) -> Result<impl Stream<Item = Result<Event, HistoryError>> + Send + use<>, HistoryError> {
         let wanted = |build: &str| query.build.is_empty() || query.build == build;
         let (running, live) = {
-            let active = self.active();
-            let running: Vec<Event> = active
+            let live = self.live();
+            if live.deleted.contains(&query.build) {
+                return Err(HistoryError::Deleted { build: query.build });
+            }
+            let running: Vec<Event> = live
+                .active
                 .values()
                 .filter(|record| wanted(&record.build))
                 .map(|record| Event::Started(Arc::clone(record)))
@@ -308,6 +327,11 @@ impl History {
             Ok(removed)
         });
         for build in removed.await? {
+            let mut live = self.live();
+            if live.deleted.len() == DELETED {
+                live.deleted.pop_front();
+            }
+            live.deleted.push_back(build.clone());
             self.send(Event::Deleted(build));
         }
         Ok(())
@@ -372,8 +396,8 @@ impl History {
         if old.is_empty() { Ok(()) } else { self.remove(old).await }
     }
 
-    fn active(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Record>>> {
-        self.0.active.lock().unwrap_or_else(PoisonError::into_inner)
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn send(&self, event: Event) {
@@ -431,8 +455,8 @@ impl ActiveBuild {
         });
         written.await?;
         {
-            let mut active = self.history.active();
-            self.leave(&mut active);
+            let mut live = self.history.live();
+            self.leave(&mut live.active);
             self.history.send(Event::Complete(Arc::new(record)));
         }
         let history = self.history.clone();
@@ -452,8 +476,8 @@ impl ActiveBuild {
 
 impl Drop for ActiveBuild {
     fn drop(&mut self) {
-        let mut active = self.history.active();
-        if self.leave(&mut active) {
+        let mut live = self.history.live();
+        if self.leave(&mut live.active) {
             self.history.send(Event::Deleted(self.record.build.clone()));
         }
     }

@@ -237,3 +237,125 @@ pub(super) fn warning(request: gateway::WarnRequest) -> Result<Warning, Status> 
         ranges: request.ranges.iter().map(source_range).collect(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+    use tonic::Code;
+
+    use super::*;
+    use crate::ops::Worker;
+
+    fn source(identifier: &str) -> pb::SourceOp {
+        pb::SourceOp { identifier: identifier.to_owned(), ..pb::SourceOp::default() }
+    }
+
+    fn platforms(ids: &[&str]) -> SolveReply<Worker> {
+        let refs = ids.iter().map(|&id| (id.to_owned(), None)).collect();
+        SolveReply { refs: Refs::Many(refs), metadata: BTreeMap::from([("k".to_owned(), "v".into())]) }
+    }
+
+    /// Go's client crashed on the empty ref of a platform: a map value that is all default is not on the
+    /// wire, and is nil there.
+    #[test]
+    fn an_empty_ref_in_a_map_is_on_the_wire() {
+        let all = Understands { refs: true, results: true };
+        let response = solve_response(&platforms(&["linux/amd64"]), all).unwrap();
+        let Some(WireResult::Refs(map)) = response.result.unwrap().result else { panic!() };
+        assert_eq!(map.refs["linux/amd64"].def, Some(pb::Definition::default()));
+        assert!(!map.refs["linux/amd64"].encode_to_vec().is_empty());
+    }
+
+    #[test]
+    fn a_client_gets_a_result_in_the_form_that_it_understands() {
+        let old = Understands { refs: false, results: true };
+        let response = solve_response(&platforms(&["p"]), old).unwrap();
+        let result = response.result.unwrap();
+        assert_eq!(result.metadata["k"], "v");
+        assert!(matches!(result.result, Some(WireResult::RefsDeprecated(_))));
+        let oldest = Understands { refs: false, results: false };
+        let refused = solve_response(&platforms(&["p"]), oldest).unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        let empty = solve_response(&SolveReply::<Worker>::empty(), oldest).unwrap();
+        assert_eq!(empty.r#ref, "");
+        assert_eq!(empty.result.unwrap().result, Some(WireResult::RefDeprecated(String::new())));
+    }
+
+    #[test]
+    fn what_would_be_ignored_is_refused() {
+        let import = gateway::CacheOptionsEntry { r#type: "registry".to_owned(), attrs: BTreeMap::new() };
+        let request = gateway::SolveRequest { cache_imports: vec![import], ..Default::default() };
+        let refused = solve_request(request).unwrap_err();
+        assert_eq!(refused.code(), Code::Unimplemented);
+        assert_eq!(refused.message(), "importing a cache of type \"registry\" is not supported");
+        let policy = policy::Policy { rules: vec![policy::Rule::default()], ..Default::default() };
+        assert_eq!(no_policies(&[policy]).unwrap_err().code(), Code::Unimplemented);
+        assert!(no_policies(&[policy::Policy::default()]).is_ok());
+    }
+
+    #[test]
+    fn a_definition_that_is_there_and_empty_is_not_one_that_is_missing() {
+        let request = gateway::SolveRequest { definition: Some(Default::default()), ..Default::default() };
+        assert!(solve_request(request).unwrap().definition.is_some());
+        assert!(solve_request(gateway::SolveRequest::default()).unwrap().definition.is_none());
+    }
+
+    #[test]
+    fn an_image_is_asked_for_in_the_mode_of_the_request_unless_the_source_has_its_own() {
+        let mode = |source: &pb::SourceOp, mode: &str| {
+            let request = MetaRequest::of_source(source, None, mode, String::new()).unwrap();
+            let Op::Image(image) = request.op else { panic!() };
+            image.resolve_mode
+        };
+        use crate::ops::ResolveMode;
+        let mut image = source("docker-image://docker.io/library/alpine:1");
+        assert_eq!(mode(&image, ""), ResolveMode::Default);
+        assert_eq!(mode(&image, "pull"), ResolveMode::ForcePull);
+        image.attrs.insert("image.resolvemode".to_owned(), "local".to_owned());
+        assert_eq!(mode(&image, "pull"), ResolveMode::PreferLocal);
+    }
+
+    #[test]
+    fn a_source_that_can_not_be_resolved_is_refused_by_its_kind() {
+        let of = |identifier: &str| {
+            let source = source(identifier);
+            MetaRequest::of_source(&source, None, "", String::new()).map(drop).unwrap_err().code()
+        };
+        assert_eq!(of("git://github.com/a/b"), Code::Unimplemented);
+        assert_eq!(of("docker-image://%%"), Code::InvalidArgument);
+        assert_eq!(of("nothing"), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn a_layout_is_asked_for_in_its_session_and_store() {
+        let digest = Digest::sha256("m");
+        let request = gateway::ResolveImageConfigRequest {
+            r#ref: format!("name@{digest}"),
+            resolver_type: RESOLVER_LAYOUT,
+            session_id: "s".to_owned(),
+            store_id: "st".to_owned(),
+            log_name: "[internal] load".to_owned(),
+            ..Default::default()
+        };
+        let meta = MetaRequest::of_image(request).unwrap();
+        assert_eq!(meta.name, "[internal] load");
+        let Op::OciLayout(layout) = meta.op else { panic!() };
+        assert_eq!((layout.session.as_deref(), layout.store.as_deref()), (Some("s"), Some("st")));
+        assert_eq!(layout.digest, Some(digest));
+    }
+
+    #[test]
+    fn a_warning_without_a_level_has_the_first_one() {
+        let request = gateway::WarnRequest { digest: Digest::sha256("v").to_string(), ..Default::default() };
+        assert_eq!(warning(request).unwrap().level, 1);
+        assert_eq!(warning(gateway::WarnRequest::default()).unwrap_err().code(), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn attributes_from_before_return_are_base64_in_json() {
+        let read = exporter_attributes(br#"{"a":"YWJj","b":null}"#).unwrap();
+        assert_eq!(read, BTreeMap::from([("a".to_owned(), "abc".into()), ("b".to_owned(), "".into())]));
+        assert!(exporter_attributes(b"").unwrap().is_empty());
+        assert_eq!(exporter_attributes(b"{").unwrap_err().code(), Code::InvalidArgument);
+    }
+}

@@ -159,8 +159,13 @@ async fn deleting_releases_the_blobs_and_deleting_nothing_is_no_error() {
     node.history.delete("one").await.unwrap();
     assert!(!held(&node));
     node.history.delete("one").await.unwrap();
+    let one = HistoryQuery { build: "one".to_owned(), ..HistoryQuery::default() };
+    let asked = node.history.listen(one.clone()).await.map(drop);
+    assert!(matches!(asked, Err(HistoryError::Deleted { .. })), "{asked:?}");
     let error = node.history.pin("one", true).await.unwrap_err();
     assert!(matches!(error, HistoryError::NotFound { .. }));
+    node.build("one").await;
+    assert_eq!(node.list(one).await, ["complete one 0"], "a ref may be used again");
 }
 
 #[tokio::test]
