@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use thunk::proto::gateway;
 
+use crate::harness::Attachables;
 use crate::harness::Build;
 use crate::harness::Buildkitd;
 use crate::harness::Client;
@@ -15,6 +16,8 @@ use crate::harness::Daemon;
 use crate::harness::Image;
 use crate::harness::Layer;
 use crate::harness::TestRegistry;
+use crate::harness::client::ContentStore;
+use crate::harness::client::Outcome;
 use crate::harness::llb;
 
 /// A frontend's result: an image of the registry by platform ID, and metadata.
@@ -24,7 +27,7 @@ struct Made<'m> {
     attributes: &'m [(&'m str, &'m str)],
 }
 
-/// Builds on one daemon, pushes to `name`, and returns what the exporter said.
+/// Builds on one daemon with an image exporter that pushes to `name`, and returns what it said.
 async fn build(
     client: &Client,
     registry: &TestRegistry,
@@ -33,7 +36,13 @@ async fn build(
 ) -> BTreeMap<String, String> {
     let mut attributes = vec![("name", name), ("push", "true")];
     attributes.extend_from_slice(made.attributes);
-    let running = client.start(Build::gateway().export("image", &attributes)).await;
+    let build = Build::gateway().export("image", &attributes);
+    solve(client, registry, made, build).await.success().response.expect("it succeeded")
+}
+
+/// Runs `build` on one daemon, with a result that is `made`.
+async fn solve(client: &Client, registry: &TestRegistry, made: &Made<'_>, build: Build) -> Outcome {
+    let running = client.start(build).await;
     let mut bridge = client.bridge(&running.reference);
     let mut refs = BTreeMap::new();
     for (platform, image) in made.states {
@@ -56,7 +65,7 @@ async fn build(
         made.metadata.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec().into())).collect();
     let result = gateway::Result { result: Some(result), metadata, ..gateway::Result::default() };
     bridge.r#return(gateway::ReturnRequest { result: Some(result), error: None }).await.expect("an answer");
-    running.finish().await.success().response.expect("it succeeded")
+    running.finish().await
 }
 
 /// Runs one build on both daemons and compares every document that arrived.
@@ -155,4 +164,45 @@ async fn manifests_configs_and_indexes_equal_those_of_buildkitd() {
         ],
     };
     compare(&ours, &theirs, &registry, "an index", &index).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_equal_those_of_buildkitd() {
+    let Some(buildkitd) = Buildkitd::start("") else { return };
+    let daemon = Daemon::start();
+    let (theirs, ours) = (Client::at(buildkitd.socket()).await, Client::connect(&daemon).await);
+    let registry = TestRegistry::open();
+    let layers = [Layer::files([("base", "1")]), Layer::incompressible(0x5a_3e, 3 << 20)];
+    let image = Image::builder().layers(layers).platform("linux/amd64").build();
+    registry.put_image("amd", "v1", &image);
+    let config = r#"{"os":"linux","architecture":"amd64","history":[{"created":"2020-01-01T00:00:00Z"},{"created":"2020-01-01T00:00:00Z"}]}"#;
+    let states = [("linux/amd64", "amd")];
+    let made = Made { states: &states, metadata: &[("containerimage.config", config)], attributes: &[] };
+    for (kind, names) in [("oci", ""), ("oci", "busybox,r.example:5000/a/b:t"), ("docker", "busybox")] {
+        let mut found = Vec::new();
+        for client in [&theirs, &ours] {
+            let attributes = [("name", names), ("source-date-epoch", "1700000000")];
+            let build = Build::gateway().export(kind, &attributes).attach(Attachables::default().files());
+            let outcome = solve(client, &registry, &made, build).await.success();
+            let received = outcome.session.received(0).expect("an archive");
+            assert!(received.whole);
+            found.push((received.bytes, received.metadata, outcome.response.expect("it succeeded")));
+        }
+        assert_eq!(found[1].1, found[0].1, "{kind} {names}: what came before the first byte");
+        assert_eq!(found[1].2, found[0].2, "{kind} {names}: what the exporter said");
+        assert!(found[1].0 == found[0].0, "{kind} {names}: the archives differ");
+    }
+    // Blob by blob into the client's store.
+    let mut found = Vec::new();
+    for client in [&theirs, &ours] {
+        let store = ContentStore::default();
+        let build = Build::gateway().export("oci", &[("tar", "false")]);
+        let attach = Attachables::default().export_store(&store);
+        solve(client, &registry, &made, build.attach(attach)).await.success();
+        let mut digests = store.digests();
+        digests.sort();
+        found.push(digests);
+    }
+    assert_eq!(found[1], found[0]);
+    assert_eq!(found[1].len(), 4, "two layers, the config and the manifest");
 }
