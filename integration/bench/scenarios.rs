@@ -39,7 +39,7 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("relabel-other-repository", |k, r, s, t| Box::pin(relabel(k, r, s, t, true))),
     ("other-registry", |k, r, s, t| Box::pin(other_registry(k, r, s, t))),
     ("archives", |k, r, s, t| Box::pin(archives(k, r, s, t))),
-    ("chains", |k, r, s, t| Box::pin(graphs(k, r, s, t))),
+    ("graphs", |k, r, s, t| Box::pin(graphs(k, r, s, t))),
 ];
 
 /// From the start of the process to the first reply, memory when idle, size on disk.
@@ -142,35 +142,39 @@ async fn archives(kinds: &[Kind; 2], registry: &TestRegistry, scale: Scale, tabl
     table.add("… and its peak memory", "MiB", ours, peers, "2×");
 }
 
-/// Merges that change nothing, solved twice without an export: what the solver itself costs.
+/// Graphs that were solved before, without an export: what the solver itself costs.
 async fn graphs(kinds: &[Kind; 2], registry: &TestRegistry, scale: Scale, table: &mut Table) {
     let image = Image::incompressible(4, 1, 1 << 20);
     registry.put_image("graphs", "v1", &image);
     let base = || llb::image(registry.reference("graphs", "v1"));
     for length in [10, 100, 1000] {
-        let mut chain = base();
-        for n in 0..length {
-            let other = llb::image_with(
-                registry.reference("graphs", "v1"),
-                &[("image.layerlimit", &format!("{}", n + 1))],
-            );
-            chain = llb::merge([chain, other]);
-        }
+        let chain = (0..length).fold(base(), |below, _| llb::merge([below, base()]));
         let definition = chain.marshal();
-        let mut times = [Vec::new(), Vec::new()];
-        for (kind, times) in kinds.iter().zip(&mut times) {
-            let peer = kind.start().await;
-            let client = peer.client();
-            client.build(&definition, &[]).await.success();
-            for _ in 0..scale.samples {
-                let begin = Instant::now();
-                client.build(&definition, &[]).await.success();
-                times.push(begin.elapsed().as_secs_f64() * 1e3);
-            }
-        }
-        let [ours, peers] = times;
-        table.add(format!("no-op solve of a chain of {length} merges"), "ms", ours, peers, "linear");
+        no_op(kinds, scale, table, &definition, format!("a chain of {length} merges")).await;
     }
+    for tag in 0..1000 {
+        registry.put_image("graphs", &format!("wide-{tag}"), &image);
+    }
+    let sources = (0..1000).map(|tag| llb::image(registry.reference("graphs", format!("wide-{tag}"))));
+    let definition = llb::merge(sources).marshal();
+    no_op(kinds, scale, table, &definition, "a merge of 1000 images".to_owned()).await;
+}
+
+async fn no_op(kinds: &[Kind; 2], scale: Scale, table: &mut Table, definition: &[u8], what: String) {
+    let peers = join_all(kinds.iter().map(Kind::start)).await;
+    let mut times = [Vec::new(), Vec::new()];
+    for peer in &peers {
+        peer.client().build(definition, &[]).await.success();
+    }
+    for _ in 0..scale.samples {
+        for (peer, times) in peers.iter().zip(&mut times) {
+            let begin = Instant::now();
+            peer.client().build(definition, &[]).await.success();
+            times.push(begin.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    let [ours, peers] = times;
+    table.add(format!("the same solve again: {what}"), "ms", ours, peers, "linear");
 }
 
 async fn push(peer: &Peer, source: &TestRegistry, from: &str, target: &TestRegistry, to: &str, label: &str) {
