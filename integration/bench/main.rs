@@ -16,13 +16,15 @@ mod peer;
 mod scenarios;
 mod table;
 
+use std::process::ExitCode;
+
 use harness::TestRegistry;
 
 use crate::peer::Kind;
 use crate::scenarios::Scale;
 use crate::table::Table;
 
-fn main() {
+fn main() -> ExitCode {
     // Flags are cargo's own, such as `--bench`.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let scale = if words.iter().any(|word| word == "quick") { Scale::QUICK } else { Scale::FULL };
@@ -30,7 +32,7 @@ fn main() {
     let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
     let Some(kinds) = Kind::both() else {
         eprintln!("buildkitd or buildctl is missing: run .ci/peers first");
-        std::process::exit(1);
+        return ExitCode::FAILURE;
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let _entered = runtime.enter();
@@ -43,4 +45,5 @@ fn main() {
         }
     }
     print!("{table}");
+    ExitCode::SUCCESS
 }

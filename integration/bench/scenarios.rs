@@ -155,7 +155,7 @@ async fn graphs(kinds: &[Kind; 2], registry: &TestRegistry, scale: Scale, table:
     for tag in 0..1000 {
         registry.put_image("graphs", &format!("wide-{tag}"), &image);
     }
-    let sources = (0..1000).map(|tag| llb::image(registry.reference("graphs", format!("wide-{tag}"))));
+    let sources = (0..1000).map(|tag| llb::image(registry.reference("graphs", &format!("wide-{tag}"))));
     let definition = llb::merge(sources).marshal();
     no_op(kinds, scale, table, &definition, "a merge of 1000 images".to_owned()).await;
 }
