@@ -148,7 +148,7 @@ fn the_layouts_are_what_their_names_say() {
         for blob in blobs {
             let path = blob.unwrap().path();
             let digest = format!("sha256:{}", path.file_name().unwrap().to_str().unwrap());
-            assert_eq!(sha256(&std::fs::read(&path).unwrap()), digest);
+            assert_eq!(sha256(std::fs::read(&path).unwrap()), digest);
         }
     }
 }
