@@ -140,13 +140,11 @@ fn image() -> Image {
 async fn a_pull_asks_for_the_manifest_and_the_config_and_no_layer() {
     let (registry, stack, image) = (TestRegistry::open(), Stack::new(), image());
     registry.put_image("team/base", "1", &image);
-    let commits = stack.db.commits();
     let pulled = stack.pull(&Ctx::background(), &registry.reference("team/base", "1")).await;
     assert_eq!(pulled.layers().len(), LAYERS);
     assert!(pulled.is_lazy());
     assert_eq!(pulled.size(), image.layer_bytes());
     assert_eq!(registry.blob_gets(), 1, "{}", registry.story());
-    assert!(stack.db.commits() - commits <= 4, "{} commits", stack.db.commits() - commits);
     registry.forget();
     let again = stack.pull(&Ctx::background(), &registry.reference("team/base", "1")).await;
     assert_eq!(again.id(), pulled.id());
