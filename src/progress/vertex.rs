@@ -70,6 +70,8 @@ impl VertexProgress {
     pub fn start(&self) {
         let mut state = self.state();
         state.running = true;
+        // What was passed over for one build may have to run for another.
+        state.vertex.cached = false;
         self.open(&mut state);
     }
 

@@ -486,3 +486,63 @@ impl<R> Node<R> {
         self.state.task().is_none() && self.look.task.is_none() && !self.slots.iter().any(hashing)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Digest;
+    use crate::ops::VertexDigest;
+    use crate::solver::error::Cause;
+
+    #[test]
+    fn transitions_are_those_of_the_drawing() {
+        let task = TaskNumber(1);
+        let vertex = VertexDigest(Digest::sha256("v"));
+        let cause = Cause::Output { output: 1, outputs: 1 };
+        let error = Arc::new(VertexError { vertex, name: String::new(), cause });
+        let states = [
+            ("new", VertexState::New),
+            ("mapping", VertexState::Mapping { task }),
+            ("mapped", VertexState::Mapped),
+            ("looking", VertexState::Looking { then: Stage::Fast }),
+            ("fast", VertexState::Keyed { stage: Stage::Fast }),
+            ("growing", VertexState::Growing),
+            ("final", VertexState::Keyed { stage: Stage::Final }),
+            ("loading", VertexState::Loading { task, back: Stage::Fast }),
+            ("gathering", VertexState::Gathering),
+            ("joined", VertexState::Joined { to: NodeId(1) }),
+            ("running", VertexState::Running { task }),
+            ("unmapping", VertexState::Stopping { task, back: Rest::New }),
+            ("stopping", VertexState::Stopping { task, back: Rest::Keyed(Stage::Fast) }),
+            ("done", VertexState::Done),
+            ("failed", VertexState::Failed { error }),
+        ];
+        let next = |from: &VertexState| {
+            let to = states.iter().filter(|(_, to)| from.may_become(to)).map(|(name, _)| *name);
+            to.collect::<Vec<_>>().join(" ")
+        };
+        let table: Vec<(&str, String)> = states.iter().map(|(name, from)| (*name, next(from))).collect();
+        let drawn = [
+            ("new", "mapping"),
+            ("mapping", "mapped looking unmapping stopping failed"),
+            ("mapped", "looking fast final failed"),
+            ("looking", "fast final failed"),
+            ("fast", "mapping growing loading joined done failed"),
+            ("growing", "fast final failed"),
+            ("final", "loading gathering joined done failed"),
+            ("loading", "fast final unmapping stopping done failed"),
+            ("gathering", "looking fast final joined running failed"),
+            ("joined", "fast final done failed"),
+            ("running", "fast final unmapping stopping done failed"),
+            ("unmapping", "new mapped done failed"),
+            ("stopping", "looking fast final done failed"),
+            ("done", "fast final"),
+            ("failed", ""),
+        ];
+        // Lists are in the order of `states`, which puts growing between fast and final.
+        for ((name, found), (drawn_name, drawn)) in table.iter().zip(drawn) {
+            assert_eq!(*name, drawn_name);
+            assert_eq!(found, drawn, "from {name}");
+        }
+    }
+}
