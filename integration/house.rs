@@ -1,4 +1,4 @@
-//! Rules of the house about what is linked: licences, bans and sources, as `deny.toml` states them,
+//! Rules of the house about what is linked: licences, bans and sources, as `.deny.toml` states them,
 //! without a network.
 
 use std::collections::BTreeSet;
@@ -55,7 +55,7 @@ struct Ban {
 }
 
 fn rules() -> Rules {
-    toml::from_str(include_str!("../deny.toml")).expect("deny.toml is valid")
+    toml::from_str(include_str!("../.deny.toml")).expect(".deny.toml is valid")
 }
 
 /// The packages of others that are built for this platform.
@@ -149,7 +149,7 @@ fn every_dependency_has_a_licence_that_we_accept() {
         .map(|p| format!("{} {}: {}", p.name, p.version, p.license.as_deref().unwrap_or("none stated")))
         .collect();
 
-    assert!(refused.is_empty(), "licences that deny.toml does not allow:\n{}", refused.join("\n"));
+    assert!(refused.is_empty(), "licences that .deny.toml does not allow:\n{}", refused.join("\n"));
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn nothing_banned_is_linked() {
         .map(|ban| format!("{}: {}", ban.name, ban.reason))
         .collect();
 
-    assert!(found.is_empty(), "banned by deny.toml:\n{}", found.join("\n"));
+    assert!(found.is_empty(), "banned by .deny.toml:\n{}", found.join("\n"));
 }
 
 #[test]
