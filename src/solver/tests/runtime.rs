@@ -417,3 +417,42 @@ async fn a_call_may_come_before_its_job_and_waits_for_it_only_so_long() {
     tokio::time::sleep(std::time::Duration::from_secs(11)).await;
     assert!(house.jobs.find(&id).is_none());
 }
+
+/// Prints the time of a build that finds everything, through the loop, its tasks and the index.
+#[tokio::test]
+#[ignore = "prints figures, asserts nothing about time"]
+async fn curves_of_a_build_of_what_is_known() {
+    let mut plans: Vec<(String, Plan)> = Vec::new();
+    for length in [10, 100, 1_000] {
+        let mut plan = Plan::default();
+        let mut top = plan.root("root");
+        for n in 1..length {
+            top = plan.op(&format!("op {n}"), &[top]);
+        }
+        plans.push((format!("chain of {length}"), plan));
+    }
+    let mut plan = Plan::default();
+    let roots: Vec<usize> = (0..1_000).map(|n| plan.root(&format!("root {n}"))).collect();
+    plan.op("top", &roots);
+    plans.push(("wide 1000".to_owned(), plan));
+    for depth in [30, 60] {
+        let mut plan = Plan::default();
+        let mut top = plan.root("root");
+        for n in 0..depth {
+            let sides = [plan.op(&format!("left {n}"), &[top]), plan.op(&format!("right {n}"), &[top])];
+            top = plan.op(&format!("join {n}"), &sides);
+        }
+        plans.push((format!("diamonds of depth {depth}"), plan));
+    }
+    for (name, plan) in plans {
+        let (house, top) = (House::new(), plan.vertices.len() - 1);
+        house.solve(&plan, "", top).await.unwrap();
+        let start = std::time::Instant::now();
+        for _ in 0..5 {
+            house.solve(&plan, "", top).await.unwrap();
+        }
+        println!("{name}: {:?}", start.elapsed() / 5);
+        let runs = locked(&house.ops.log).iter().filter(|entry| entry.starts_with("run ")).count();
+        assert_eq!(runs, plan.vertices.len(), "each op ran once, in the first build");
+    }
+}
