@@ -9,7 +9,8 @@
 //! Bytes that are here came with somebody's credentials. An asker who comes with handlers
 //! ([`DescHandlers`]) gets them if one of its handlers names an origin that is *proven* to have the
 //! blob and knows that the asker is let in there ([`Provider::vouches_for`]); otherwise its own
-//! providers are asked ([`Provider::probe`]) with its own credentials, and proven by a yes. A client's
+//! providers are asked ([`Provider::probe`]) with its own credentials, and proven by a yes. The yes of a
+//! registry that was never seen to have the blob is worth nothing: it has to show the bytes. A client's
 //! content store always is asked, for its name proves nothing. Blobs made here, and askers without
 //! any handler (the node itself, by a ref that it holds), have no such rule.
 //!
@@ -201,7 +202,13 @@ impl ContentStore {
         Ok(row.map(|row| row.origins).unwrap_or_default())
     }
 
-    /// Notes that `origin` has the blob: it was pushed or mounted there. Written behind.
+    /// Notes that `origin` says that it has the blob: it was found or mounted there. Written behind.
+    pub fn note_origin(&self, digest: &Digest, origin: Origin) {
+        let digest = *digest;
+        self.inner.db.write_behind(move |tx| rows::note(tx, &digest, &origin));
+    }
+
+    /// Notes that `origin` has the blob: all of its bytes were sent there. Written behind.
     pub fn record_origin(&self, digest: &Digest, origin: Origin) {
         let digest = *digest;
         self.inner.db.write_behind(move |tx| rows::prove(tx, &digest, &origin));

@@ -44,6 +44,7 @@ impl fmt::Display for Origin {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct KnownOrigin {
     pub origin: Origin,
-    /// The blob was read there, found there or put there. Otherwise somebody only said so.
+    /// The blob was read there or put there, or found there where it had been read before in another
+    /// repository. Otherwise somebody only said so.
     pub proven: bool,
 }

@@ -95,6 +95,11 @@ pub fn register(tx: &WriteTx, descriptor: &Descriptor, origins: &[Origin]) -> Re
     )
 }
 
+/// Notes that `origin` says that it has the blob. Nothing if the blob is not known.
+pub(super) fn note(tx: &WriteTx, digest: &Digest, origin: &Origin) -> Result<(), DbError> {
+    update(tx, digest, || None, |row| row.note(origin, false))
+}
+
 /// Notes that `origin` has the blob. Nothing if the blob is not known.
 pub(super) fn prove(tx: &WriteTx, digest: &Digest, origin: &Origin) -> Result<(), DbError> {
     update(tx, digest, || None, |row| row.note(origin, true))

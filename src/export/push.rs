@@ -40,6 +40,7 @@ use crate::oci::Descriptor;
 use crate::oci::Digest;
 use crate::oci::Reference;
 use crate::registry::PushError;
+use crate::registry::Pushed;
 use crate::registry::RegistryClient;
 use crate::registry::RegistryError;
 use crate::registry::Repository;
@@ -224,7 +225,7 @@ impl Push {
         let Document { descriptor, bytes } = document;
         registry.put_manifest(ctx, repository, selector, descriptor, bytes.clone()).await?;
         failpoint::hit(Failpoint::ManifestPushed)?;
-        self.content.record_origin(&descriptor.digest, origin(repository));
+        record(&self.content, &descriptor.digest, repository, &Pushed::Uploaded);
         Ok(())
     }
 
@@ -340,9 +341,9 @@ impl Transfer {
             }
             .boxed()
         };
-        self.registry.push_blob(&ctx, &self.repository, descriptor, &mounts, &mut open).await?;
+        let pushed = self.registry.push_blob(&ctx, &self.repository, descriptor, &mounts, &mut open).await?;
         failpoint::hit(Failpoint::BlobPushed)?;
-        self.content.record_origin(&descriptor.digest, origin(&self.repository));
+        record(&self.content, &descriptor.digest, &self.repository, &pushed);
         Ok(())
     }
 
@@ -358,8 +359,13 @@ impl Transfer {
     }
 }
 
-fn origin(repository: &Repository) -> Origin {
-    Origin::registry(&repository.host, &repository.name)
+/// Notes the target as an origin. What it only says of itself is no proof that it has the bytes.
+fn record(content: &ContentStore, digest: &Digest, repository: &Repository, pushed: &Pushed) {
+    let origin = Origin::registry(&repository.host, &repository.name);
+    match pushed {
+        Pushed::Uploaded => content.record_origin(digest, origin),
+        Pushed::Existed | Pushed::Mounted { .. } => content.note_origin(digest, origin),
+    }
 }
 
 /// Each repository but `target` once: those that share the longest path with it first, since the

@@ -77,6 +77,32 @@ async fn another_repository_is_asked_once_and_then_proven() {
     assert_eq!(b.probes(), 1, "a proof is durable");
 }
 
+/// A HEAD was proof enough, of any registry: whoever ran one of his own needed to know a digest only to
+/// get what somebody else had fetched.
+#[tokio::test]
+async fn a_registry_that_was_never_seen_to_have_the_blob_shows_it_and_is_then_believed() {
+    let (f, all) = (Fixture::new(), bytes(1, SIZE));
+    let (blob, ctx) = (layer(&all), Ctx::background());
+    let a = Fake::new(origin("a"), &all);
+    let _lease = f.store.fetch(&ctx, &blob, &a.handlers(&blob)).await.unwrap();
+    let elsewhere = |repository| Origin::registry("evil.example", repository);
+    let liar = Fake::new(elsewhere("loot"), &bytes(2, SIZE));
+    let refused = f.store.fetch(&ctx, &blob, &liar.handlers(&blob)).await;
+    assert!(matches!(refused, Err(FetchError::Corrupt { .. })), "{refused:?}");
+    assert_eq!((liar.opens(), liar.probes()), (1, 0));
+    // What it says as the target of a push is no proof either.
+    f.store.note_origin(&blob.digest, elsewhere("loot"));
+    let refused = f.store.fetch(&ctx, &blob, &liar.handlers(&blob)).await;
+    assert!(matches!(refused, Err(FetchError::Corrupt { .. })), "{refused:?}");
+    let [one, two] = ["one", "two"].map(|name| Fake::new(elsewhere(name), &all));
+    for _ in 0..3 {
+        let _lease = f.store.fetch(&ctx, &blob, &one.handlers(&blob)).await.unwrap();
+    }
+    assert_eq!((one.opens(), one.probes(), one.served()), (1, 0, SIZE));
+    let _lease = f.store.fetch(&ctx, &blob, &two.handlers(&blob)).await.unwrap();
+    assert_eq!((two.opens(), two.probes()), (0, 1));
+}
+
 #[tokio::test]
 async fn a_clients_store_proves_nothing_by_its_name() {
     let (f, all) = (Fixture::new(), bytes(1, SIZE));
