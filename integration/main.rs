@@ -4,7 +4,9 @@
 mod harness;
 
 mod cli;
+mod credentials;
 mod daemon;
+mod faults;
 mod harness_tests;
 mod house;
 mod laziness;

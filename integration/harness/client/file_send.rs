@@ -30,8 +30,15 @@ pub struct Received {
     pub len: u64,
     /// The exporter's response keys that were told before the first byte.
     pub metadata: BTreeMap<String, String>,
-    /// The daemon ended the file: what is there is all.
+    /// The daemon ended the file: what is there is all. A call that it gave up may look so, too.
     pub whole: bool,
+}
+
+impl Received {
+    /// It ended, and with the end of an archive.
+    pub fn is_archive(&self) -> bool {
+        self.whole && self.bytes.ends_with(&[0; 1024])
+    }
 }
 
 /// By the exporter's number, as text.
