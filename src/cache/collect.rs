@@ -53,7 +53,8 @@ impl Cache {
         Ok(usages)
     }
 
-    /// Removes records and gives each that is gone; the blobs that they leave follow at the end.
+    /// Removes records and gives each that is gone. At the end follow the blobs that nobody needs, those
+    /// that a crash left behind included.
     ///
     /// Cancellation safe: dropping the stream stops after the records of the transaction under way.
     pub fn prune(
@@ -62,39 +63,52 @@ impl Cache {
     ) -> impl Stream<Item = Result<Usage, CacheError>> + Send + use<> {
         let cache = self.clone();
         try_stream! {
-            // The semaphore is never closed.
-            let pruning = cache.0.pruning.acquire().await.ok();
-            let usages = cache.scan().await?;
-            let free = if options.min_free_space == 0 { 0 } else { cache.0.free_space() };
-            let chosen = choose(&usages, &options, free, Timestamp::now());
-            let mut by_id: HashMap<RecordId, Usage> = usages.into_iter().map(|u| (u.id, u)).collect();
-            let mut removed_any = false;
-            for batch in chosen.chunks(BATCH) {
-                for id in cache.remove(batch.to_vec()).await? {
-                    removed_any = true;
-                    if let Some(usage) = by_id.remove(&id) {
-                        yield usage;
-                    }
-                }
+            for await usage in cache.prune_records(options) {
+                yield usage?;
             }
-            drop(pruning);
-            if removed_any {
-                cache.0.content.collect(Duration::ZERO).await?;
-            }
+            cache.0.content.collect(Duration::ZERO).await?;
         }
     }
 
     /// Forgets names of images that were not set for 60 days, and prunes by each policy in turn. Returns how
     /// many bytes the removed records accounted for.
     pub async fn collect_garbage(&self, policies: &[PruneOptions]) -> Result<u64, CacheError> {
-        let mut freed = 0;
         let old = Timestamp::now().saturating_sub(IMAGE_AGE).unwrap_or(Timestamp::UNIX_EPOCH);
         ImageList::new(self.0.db.clone()).expire(old).await?;
+        let (mut records, mut freed) = (0_usize, 0);
         for policy in policies {
-            let sizes = self.prune(policy.clone()).map_ok(|usage| usage.size);
-            freed += sizes.try_fold(0, async |sum, size| Ok(sum + size)).await?;
+            let mut removed = std::pin::pin!(self.prune_records(policy.clone()));
+            while let Some(usage) = removed.try_next().await? {
+                records += 1;
+                freed += usage.size;
+            }
+        }
+        if records > 0 {
+            self.0.content.collect(Duration::ZERO).await?;
         }
         Ok(freed)
+    }
+
+    fn prune_records(
+        &self,
+        options: PruneOptions,
+    ) -> impl Stream<Item = Result<Usage, CacheError>> + Send + use<> {
+        let cache = self.clone();
+        try_stream! {
+            // The semaphore is never closed.
+            let _pruning = cache.0.pruning.acquire().await.ok();
+            let usages = cache.scan().await?;
+            let free = if options.min_free_space == 0 { 0 } else { cache.0.free_space() };
+            let chosen = choose(&usages, &options, free, Timestamp::now());
+            let mut by_id: HashMap<RecordId, Usage> = usages.into_iter().map(|u| (u.id, u)).collect();
+            for batch in chosen.chunks(BATCH) {
+                for id in cache.remove(batch.to_vec()).await? {
+                    if let Some(usage) = by_id.remove(&id) {
+                        yield usage;
+                    }
+                }
+            }
+        }
     }
 
     /// Removes those of `ids` that are still there, that nobody uses and that nothing stands on, in
