@@ -3,7 +3,9 @@
 #[allow(dead_code, unused_imports, reason = "the harness offers more than the tests use at any one time")]
 mod harness;
 
+mod cancel;
 mod cli;
+mod crash;
 mod credentials;
 mod daemon;
 mod faults;
@@ -12,4 +14,5 @@ mod house;
 mod laziness;
 mod lazy_images;
 mod registry;
+mod restart;
 mod same_bytes;

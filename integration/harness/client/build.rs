@@ -11,6 +11,7 @@ use thunk::proto::control::StatusResponse;
 use thunk::proto::control::Vertex;
 use thunk::proto::control::VertexStatus;
 use thunk::proto::pb;
+use tokio::task::AbortHandle;
 use tokio::task::JoinSet;
 use tonic::Response;
 use tonic::Status;
@@ -66,8 +67,8 @@ impl Build {
         self
     }
 
-    pub(super) async fn start(self, client: &Client) -> Running {
-        let session = client.session(self.attach).await;
+    pub(super) async fn start(self, client: &Client) -> Result<Running, Status> {
+        let session = Session::open(client, self.attach).await?;
         let reference = format!("build-{:016x}", rand::random::<u64>());
         let mut request = self.request;
         request.r#ref = reference.clone();
@@ -79,10 +80,11 @@ impl Build {
         }
         let mut tasks = JoinSet::new();
         let mut control = client.control();
-        tasks.spawn(async move { Part::Solved(control.solve(request).await.map(Response::into_inner)) });
+        let solve = async move { Part::Solved(control.solve(request).await.map(Response::into_inner)) };
+        let solve = tasks.spawn(solve);
         let (mut control, of) = (client.control(), reference.clone());
         tasks.spawn(async move { read_status(&mut control, of).await });
-        Running { reference, session, tasks }
+        Ok(Running { reference, session, solve, tasks })
     }
 }
 
@@ -110,6 +112,7 @@ enum Part {
 pub struct Running {
     pub reference: String,
     pub session: Session,
+    solve: AbortHandle,
     tasks: JoinSet<Part>,
 }
 
@@ -129,6 +132,25 @@ impl Running {
         let (progress, status_ended) = told.expect("the status was read");
         let response = response.expect("the solve has answered");
         Outcome { reference: self.reference, session: self.session, response, progress, status_ended }
+    }
+
+    /// Cancels the solve alone, and reads its status to the end.
+    pub async fn cancel_solve(mut self) -> Outcome {
+        self.solve.abort();
+        loop {
+            let part = tokio::time::timeout(STATUS_LIMIT, self.tasks.join_next()).await;
+            let part = part.unwrap_or_else(|_| panic!("the status of {} does not end", self.reference));
+            if let Ok(Part::Told(progress, status_ended)) = part.expect("the status is read") {
+                let response = Err(Status::cancelled("by the client"));
+                return Outcome {
+                    reference: self.reference,
+                    session: self.session,
+                    response,
+                    progress,
+                    status_ended,
+                };
+            }
+        }
     }
 
     /// Cancels the solve and the status as Ctrl-C does, and closes the session.

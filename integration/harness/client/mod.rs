@@ -17,6 +17,7 @@ mod content;
 mod file_send;
 mod health;
 mod session;
+mod store;
 
 use std::path::PathBuf;
 
@@ -85,11 +86,16 @@ impl Client {
 
     /// Opens a session, and returns once the daemon has accepted it.
     pub async fn session(&self, attach: Attachables) -> Session {
-        Session::open(self, attach).await
+        Session::open(self, attach).await.expect("open a session")
     }
 
     /// Opens a session for `build` and starts to solve and to read its status, all at once.
     pub async fn start(&self, build: Build) -> Running {
+        build.start(self).await.expect("open a session")
+    }
+
+    /// The same with a daemon that may die meanwhile.
+    pub async fn try_start(&self, build: Build) -> Result<Running, tonic::Status> {
         build.start(self).await
     }
 

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::sync::DropGuard;
 use tonic::Code;
 use tonic::Request;
+use tonic::Status;
 use tonic::Streaming;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
@@ -151,7 +152,7 @@ pub struct Session {
 }
 
 impl Session {
-    pub(super) async fn open(client: &Client, attach: Attachables) -> Self {
+    pub(super) async fn open(client: &Client, attach: Attachables) -> Result<Self, Status> {
         let id = format!("session-{:016x}", rand::random::<u64>());
         let (sender, outbound) = mpsc::channel(4);
         let mut request = Request::new(ReceiverStream::new(outbound));
@@ -161,12 +162,12 @@ impl Session {
         let mut tasks = JoinSet::new();
         tasks.spawn(serve(theirs, attach, calls.clone(), files.clone()));
         // The daemon answers with headers before it speaks HTTP/2 inside.
-        let inbound = client.control().session(request).await.expect("open a session").into_inner();
+        let inbound = client.control().session(request).await?.into_inner();
         let (read, write) = tokio::io::split(ours);
         let (closing, ended) = (CancellationToken::new(), CancellationToken::new());
         tasks.spawn(pump_out(read, sender, closing.clone()));
         tasks.spawn(pump_in(inbound, write, ended.clone().drop_guard()));
-        Self { id, calls, files, closing, ended, _tasks: tasks }
+        Ok(Self { id, calls, files, closing, ended, _tasks: tasks })
     }
 
     /// A session of `sessions` in this process, without a daemon around them.
