@@ -101,7 +101,6 @@ async fn one_clients_refusal_is_not_anothers_and_nobody_uses_anothers_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "fails at times: of two builds whose vertices share a run, the second only tries the first one's repository"]
 async fn builds_side_by_side_ask_each_with_its_own_account() {
     let daemon = Daemon::start();
     let registry = bearer();

@@ -118,7 +118,8 @@ impl<O: Operate> Solver<O> {
     pub fn new(operate: Arc<O>, index: KeyIndex, sessions: Sessions, tasks: Tasks) -> Solver<O> {
         let (events, receiver) = mpsc::unbounded_channel();
         let weak = events.downgrade();
-        let scheduler = Scheduler::new(sessions);
+        let endower = Arc::clone(&operate);
+        let scheduler = Scheduler::new(sessions, Arc::new(move |result, opts| endower.endow(result, opts)));
         let runner = Runner::new(scheduler, receiver, weak, operate, index, tasks.clone());
         drop(tasks.spawn("solver", runner.run()));
         Solver(Arc::new(Inner { events, tasks, next: AtomicU64::new(1) }))

@@ -116,6 +116,14 @@ impl ImmutableRef {
         ImmutableRef(Arc::new(inner))
     }
 
+    /// The same state, with `first` before the handlers that it has.
+    pub fn preferring(&self, first: &DescHandlers) -> ImmutableRef {
+        let mut inner = Inner::clone(&self.0);
+        let behind = std::mem::replace(&mut inner.handlers, first.clone());
+        inner.handlers.extend(&behind);
+        ImmutableRef(Arc::new(inner))
+    }
+
     /// True if some blob is not here.
     pub fn is_lazy(&self) -> bool {
         let content = self.0.cache.content();

@@ -55,6 +55,11 @@ pub trait Operate: Send + Sync + 'static {
     /// How near the result is. Reads metadata only, and does not block for long.
     fn presence(&self, id: &ResultId) -> Presence;
 
+    /// A result that another vertex of the same key made, as this vertex would have it: with what the
+    /// vertex and its ancestors offer, so that its bytes are asked for with the rights of whoever
+    /// wanted this one. Changes memory only.
+    fn endow(&self, output: Self::Output, opts: &CacheOptGetter) -> Self::Output;
+
     /// The durable name of a result; `None` if it has none and can't be found again.
     fn result_id(&self, output: &Option<Self::Output>) -> Option<ResultId>;
 }

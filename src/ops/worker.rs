@@ -232,6 +232,11 @@ impl Operate for Worker {
         }
     }
 
+    fn endow(&self, output: ImmutableRef, opts: &CacheOptGetter) -> ImmutableRef {
+        let digests: Vec<Digest> = output.layers().iter().map(|l| l.blob.digest).collect();
+        output.preferring(&offered(opts, &digests))
+    }
+
     fn presence(&self, id: &ResultId) -> Presence {
         if id.0 == SCRATCH {
             return Presence::Local;

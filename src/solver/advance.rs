@@ -15,7 +15,6 @@ use super::state::NodeId;
 use super::state::Rest;
 use super::state::Stage;
 use super::state::VertexState;
-use crate::ops::CacheOptGetter;
 
 impl<R: Clone> Scheduler<R> {
     /// Makes every transition of the node that is due.
@@ -169,9 +168,7 @@ impl<R: Clone> Scheduler<R> {
         let node = &mut self.nodes[id];
         node.records[record].1 = true;
         node.loading = Some(record);
-        let lineage = &node.shell.lineage;
-        let getter = node.getter.get_or_insert_with(|| Arc::new(CacheOptGetter::new(Arc::clone(lineage))));
-        let (shell, opts) = (Arc::clone(&node.shell), Arc::clone(getter));
+        let (shell, opts) = (Arc::clone(&node.shell), node.getter());
         let record_id = node.records[record].0.id.clone();
         self.effects.push(Effect::Load { task, shell, id: record_id, opts });
         self.become_(id, VertexState::Loading { task, back });

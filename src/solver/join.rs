@@ -46,8 +46,11 @@ impl<R: Clone> Scheduler<R> {
         match &other.state {
             VertexState::Done if other.ran.is_some() => {
                 let (outputs, ran, key) = (other.outputs.clone(), other.ran, other.target());
+                let endow = Arc::clone(&self.endow);
                 let node = &mut self.nodes[id];
+                let opts = node.getter();
                 for (output, (result, _)) in outputs {
+                    let result = result.map(|result| endow(result, &opts));
                     node.outputs.entry(output).or_insert((result, Origin::Run));
                 }
                 node.ran = ran;

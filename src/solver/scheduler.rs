@@ -37,6 +37,7 @@ use super::state::NodeId;
 use super::state::Seen;
 use super::state::Slot;
 use super::state::VertexState;
+use crate::ops::CacheOptGetter;
 use crate::ops::Edge;
 use crate::ops::Graph;
 use crate::ops::Lineage;
@@ -78,7 +79,11 @@ pub struct Scheduler<R> {
     pub(super) steps: u64,
     next: u64,
     sessions: Sessions,
+    pub(super) endow: Endow<R>,
 }
+
+/// [`Operate::endow`](crate::ops::Operate::endow): makes another vertex's result one's own.
+pub type Endow<R> = Arc<dyn Fn(R, &CacheOptGetter) -> R + Send + Sync>;
 
 /// The nodes of a job.
 #[derive(Default)]
@@ -131,7 +136,7 @@ impl<R> IndexMut<NodeId> for Nodes<R> {
 }
 
 impl<R: Clone> Scheduler<R> {
-    pub fn new(sessions: Sessions) -> Scheduler<R> {
+    pub fn new(sessions: Sessions, endow: Endow<R>) -> Scheduler<R> {
         Scheduler {
             nodes: Nodes(HashMap::new()),
             by_digest: HashMap::new(),
@@ -146,6 +151,7 @@ impl<R: Clone> Scheduler<R> {
             steps: 0,
             next: 0,
             sessions,
+            endow,
         }
     }
 

@@ -373,6 +373,12 @@ impl Counts {
 }
 
 impl<R> Node<R> {
+    /// The way to the options of the vertex and its ancestors.
+    pub fn getter(&mut self) -> Arc<CacheOptGetter> {
+        let lineage = &self.shell.lineage;
+        Arc::clone(self.getter.get_or_insert_with(|| Arc::new(CacheOptGetter::new(Arc::clone(lineage)))))
+    }
+
     pub fn new(shell: Arc<Shell>, slots: Vec<Slot<R>>) -> Node<R> {
         Node {
             shell,

@@ -145,7 +145,7 @@ pub struct World {
 impl World {
     pub fn new(seed: u64) -> World {
         World {
-            scheduler: Scheduler::new(Sessions::new(&Tasks::new())),
+            scheduler: Scheduler::new(Sessions::new(&Tasks::new()), Arc::new(|result, _| result)),
             behaviours: HashMap::new(),
             pending: BTreeMap::new(),
             cancelled: HashSet::new(),
