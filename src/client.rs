@@ -26,6 +26,7 @@ use crate::progress::Update;
 use crate::registry::DockerConfig;
 use crate::task::Tasks;
 
+mod broken;
 mod connect;
 mod convert;
 mod layout;

@@ -20,6 +20,7 @@ use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 
 use super::Layout;
+use super::broken::Broken;
 use super::output::Writer;
 use super::session::Attachments;
 use crate::oci::Digest;
@@ -299,9 +300,13 @@ impl filesync::file_send_server::FileSend for Callbacks {
         };
         let failed = |error: io::Error| Status::unknown(format!("could not write the output: {error}"));
         let mut writer = Writer::start(destination, &self.0.tasks);
+        let broken = request.extensions().get::<Broken>().cloned().unwrap_or_default();
         let mut bytes = request.into_inner();
         while let Some(message) = bytes.message().await? {
             writer.append(message.data).await.map_err(failed)?;
+        }
+        if broken.is_broken() {
+            return Err(Status::cancelled("the daemon gave the output up"));
         }
         writer.commit().await.map_err(failed)?;
         Ok(Response::new(stream::empty().boxed()))

@@ -20,6 +20,7 @@ use super::CallError;
 use super::Destination;
 use super::Layout;
 use super::Output;
+use super::broken::watch;
 use super::convert::Control;
 use super::service;
 use crate::registry::DockerConfig;
@@ -113,8 +114,9 @@ pub(super) async fn open(
         |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe),
     )));
     let io = TokioIo::new(tokio::io::join(reader, writer));
-    let routes = service::routes(attachments)
-        .map_request(|request: http::Request<hyper::body::Incoming>| request.map(tonic::body::Body::new));
+    let routes = service::routes(attachments).map_request(|request: http::Request<hyper::body::Incoming>| {
+        watch(request).map(tonic::body::Body::new)
+    });
     let close = tasks.token().child_token();
     let stop = close.clone();
     let executor = Executor(tasks.clone());
