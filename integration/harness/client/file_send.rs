@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use futures::StreamExt as _;
 use futures::stream;
@@ -18,6 +20,7 @@ use tonic::async_trait;
 use super::callback::Callback;
 use super::callback::Calls;
 
+static CALLS: AtomicU64 = AtomicU64::new(1);
 const EXPORTER: &str = "buildkit-attachable-exporter-id";
 const METADATA_PREFIX: &str = "exporter-md-";
 
@@ -32,6 +35,9 @@ pub struct Received {
     pub metadata: BTreeMap<String, String>,
     /// The daemon ended the file: what is there is all. A call that it gave up may look so, too.
     pub whole: bool,
+    /// Which call brought it: one that was given up may still have bytes on the way when the next one
+    /// has begun.
+    call: u64,
 }
 
 impl Received {
@@ -67,19 +73,24 @@ impl FileSend for FileSendService {
             }
             tonic::metadata::KeyRef::Binary(_) => None,
         });
-        let received = Received { metadata: metadata.collect(), ..Received::default() };
+        let call = CALLS.fetch_add(1, Ordering::Relaxed);
+        let received = Received { metadata: metadata.collect(), call, ..Received::default() };
         self.files.lock().expect("files").insert(exporter.clone(), received);
         self.calls.enter(Callback::FileSend, &exporter).await?;
         let mut messages = request.into_inner();
         while let Some(message) = messages.message().await? {
             let mut files = self.files.lock().expect("files");
-            let received = files.entry(exporter.clone()).or_default();
+            let Some(received) = files.get_mut(&exporter).filter(|file| file.call == call) else { break };
             received.len += message.data.len() as u64;
             if !self.discard {
                 received.bytes.extend_from_slice(&message.data);
             }
         }
-        self.files.lock().expect("files").entry(exporter).or_default().whole = true;
+        let mut files = self.files.lock().expect("files");
+        if let Some(received) = files.get_mut(&exporter).filter(|file| file.call == call) {
+            received.whole = true;
+        }
+        drop(files);
         Ok(Response::new(stream::empty().boxed()))
     }
 }
