@@ -214,7 +214,13 @@ async fn a_fetch_that_everybody_left_ends_and_the_next_one_gets_only_the_rest() 
     let outputs = [output.as_str()];
     tokio::select! {
         run = client.build(&definition, &outputs) => panic!("it ended while held: {}", run.stderr),
-        () = hold.reached() => {}
+        () = async {
+            hold.reached().await;
+            // What the registry has sent may still be on its way.
+            while daemon.counter("content_fetched_bytes") < 6 * MIB {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        } => {}
     }
     // Both clients are gone; the daemon hangs up by itself.
     registry.until(|r| r.at(Op::BlobGet.of(layer)).iter().all(|request| request.ended)).await;

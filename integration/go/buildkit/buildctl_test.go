@@ -90,7 +90,7 @@ func TestBuildctlShowsTheDaemon(t *testing.T) {
 	name := unique("shown-")
 	ref := r.push(name, "latest", newImage(t, 1, "amd64"))
 	job := unique("ref-")
-	_, messages, err := buildctl(t, written(t, llb.Image(ref)), "build", "--progress=plain", "--ref-file", os.DevNull, "--output", "type=oci,dest="+filepath.Join(t.TempDir(), "a.tar"))
+	_, messages, err := buildctl(t, written(t, llb.Image(ref)), "build", "--progress=plain", "--ref-file", filepath.Join(t.TempDir(), "ref"), "--output", "type=oci,dest="+filepath.Join(t.TempDir(), "a.tar"))
 	require.NoError(t, err, messages)
 
 	for _, args := range [][]string{
