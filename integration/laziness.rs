@@ -141,7 +141,8 @@ async fn archives_made_at_once_share_one_fetch_of_each_blob() {
     let registry = registry_of(&image);
     let definition = llb::image(registry.reference("base", "v1")).marshal();
     let runs = clients.iter().enumerate().map(|(n, client)| {
-        let output = format!("type=oci,dest={}/{n}.tar", daemon.scratch().display());
+        // Without an epoch an archive tells the second it was made in.
+        let output = format!("type=oci,source-date-epoch=0,dest={}/{n}.tar", daemon.scratch().display());
         let definition = &definition;
         async move { client.build(definition, &[&output]).await.success() }
     });
