@@ -29,6 +29,7 @@
 //! | 3 | `session` | calls back into the build client over its tunnel |
 //! | 2 | `lease`, `progress`, `identity` | who still needs what; what is happening; who the daemon is |
 //! | 1 | `oci`, `db`, `task`, `proto` | spec values; the embedded store; owned tasks; generated code |
+//! |   | `archive` | tar archives and their compression |
 //! | 0 | `failpoint` | where a test kills, fails or delays the process |
 //!
 //! Generated protobuf types appear only in `service.rs`, `convert.rs`, `llb.rs` and in `session/`.
@@ -69,6 +70,7 @@
 // Row 0.
 pub mod failpoint;
 // Row 1.
+pub mod archive;
 pub mod db;
 pub mod oci;
 pub mod proto;
