@@ -24,12 +24,14 @@
 //! |   | `export` | a ref becomes an image, an archive or a push |
 //! | 7 | `cache` | filesystem states and their lifetime |
 //! | 6 | `content` | blobs: resident or remote |
+//! |   | `snapshot` | directories from layers |
 //! | 5 | `registry` | talks to OCI registries |
 //! | 4 | `ctx` | what a request carries: session group, progress, cancellation |
 //! | 3 | `session` | calls back into the build client over its tunnel |
 //! | 2 | `lease`, `progress`, `identity` | who still needs what; what is happening; who the daemon is |
 //! | 1 | `oci`, `db`, `task`, `proto` | spec values; the embedded store; owned tasks; generated code |
 //! |   | `archive` | tar archives and their compression |
+//! |   | `fs` | file system work beneath a root |
 //! | 0 | `failpoint` | where a test kills, fails or delays the process |
 //!
 //! Generated protobuf types appear only in `service.rs`, `convert.rs`, `llb.rs` and in `session/`.
@@ -72,6 +74,7 @@ pub mod failpoint;
 // Row 1.
 pub mod archive;
 pub mod db;
+pub mod fs;
 pub mod oci;
 pub mod proto;
 pub mod task;
@@ -87,6 +90,7 @@ pub mod ctx;
 pub mod registry;
 // Row 6.
 pub mod content;
+pub mod snapshot;
 // Row 7.
 pub mod cache;
 // Row 8.

@@ -1,0 +1,109 @@
+//! Directories from layers.
+//!
+//! A [`Snapshotter`] keeps file trees by key. An *active* snapshot can be written; committing it makes it a
+//! *committed* one under its final name, which is never written again and can be a parent. A *view* shows parents
+//! read-only.
+
+#![expect(clippy::todo, dead_code, unused_variables, reason = "signatures first: the bodies land next")]
+
+mod error;
+mod key;
+mod mount;
+mod native;
+mod overlay;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+pub use error::SnapshotError;
+pub use key::InvalidSnapshotKey;
+pub use key::SnapshotKey;
+pub use mount::Mount;
+pub use mount::Mounted;
+pub use native::NativeSnapshotter;
+pub use overlay::OverlaySnapshotter;
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SnapshotKind {
+    /// Can be written, and committed.
+    Active,
+    /// Shows its parents, read-only.
+    View,
+    /// Never changes again. Can be a parent, and is seen through a view.
+    Committed,
+}
+
+impl fmt::Display for SnapshotKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SnapshotKind::Active => "active",
+            SnapshotKind::View => "a view",
+            SnapshotKind::Committed => "committed",
+        })
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotInfo {
+    pub key: SnapshotKey,
+    pub kind: SnapshotKind,
+    /// Lowest first.
+    pub parents: Vec<SnapshotKey>,
+    pub created_at: Timestamp,
+}
+
+/// What a snapshot itself occupies, without its parents. A file with several hard links counts once.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct SnapshotUsage {
+    /// Allocated on the disk.
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+/// Keeps file trees by key.
+///
+/// # Cancellation
+///
+/// Work goes on to its end when a future is dropped: afterwards a snapshot may or may not be there. A mount
+/// that nobody waits for is unmounted.
+#[async_trait]
+pub trait Snapshotter: fmt::Debug + Send + Sync {
+    fn name(&self) -> &'static str;
+
+    /// True if a committed snapshot holds its own changes only and can stand on any others: `parents` of `prepare`
+    /// and `view` is then any list, lowest first. False if it is a whole tree: one parent at most.
+    fn stacks(&self) -> bool;
+
+    /// Makes an active snapshot over committed ones.
+    async fn prepare(&self, key: &SnapshotKey, parents: &[SnapshotKey]) -> Result<(), SnapshotError>;
+
+    /// Makes a view of committed ones.
+    async fn view(&self, key: &SnapshotKey, parents: &[SnapshotKey]) -> Result<(), SnapshotError>;
+
+    /// What has to be mounted, one over the other, to see an active snapshot or a view.
+    async fn mounts(&self, key: &SnapshotKey) -> Result<Vec<Mount>, SnapshotError>;
+
+    /// Mounts an active snapshot or a view, which always is read-only. Several holders see one mount.
+    async fn mount(&self, key: &SnapshotKey, read_only: bool) -> Result<Mounted, SnapshotError>;
+
+    /// The directory with only this snapshot's own changes, if [`Snapshotter::stacks`] and it is not a view. In overlay's format:
+    /// a character device 0:0 hides what is below, `trusted.overlay.opaque` = `y` hides what is in directories below.
+    fn upper(&self, key: &SnapshotKey) -> Option<PathBuf>;
+
+    /// Makes an active snapshot the committed one `name`. Atomic, but not synced: who needs it to last syncs the
+    /// file system before saying so elsewhere.
+    async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<(), SnapshotError>;
+
+    /// Refused while another snapshot stands on it, or it is mounted.
+    async fn remove(&self, key: &SnapshotKey) -> Result<(), SnapshotError>;
+
+    async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo, SnapshotError>;
+
+    async fn usage(&self, key: &SnapshotKey) -> Result<SnapshotUsage, SnapshotError>;
+
+    /// All snapshots, sorted by key.
+    async fn walk(&self) -> Result<Vec<SnapshotInfo>, SnapshotError>;
+}
