@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
-use std::process::Stdio;
 
 use serde::Deserialize;
 
@@ -65,8 +64,6 @@ fn dependencies() -> Vec<Package> {
         .args(["metadata", "--format-version=1", "--locked", "--offline"])
         .args(["--filter-platform", &format!("{}-unknown-linux-gnu", std::env::consts::ARCH)])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        // It asks rustc, which would read what is there as a program.
-        .stdin(Stdio::null())
         .output()
         .expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
