@@ -26,7 +26,7 @@ const TURNS: usize = 11;
 /// What a GET can meet. `rounds` is how often all tries are made.
 fn lines(rounds: usize) -> Vec<Line> {
     let line = |how, once: End, always: End| Line { how, once, always };
-    let final_ones = [How::Status(401), How::Status(403), How::Status(404)];
+    let final_ones = [How::Status(403), How::Status(404)];
     let passing = [
         How::Status(429),
         How::RetryAfter { status: 429, seconds: 1 },
@@ -48,6 +48,8 @@ fn lines(rounds: usize) -> Vec<Line> {
     let refused_once = if rounds > 1 { Passes(2) } else { Fails(1) };
     let mut lines: Vec<_> =
         final_ones.into_iter().map(|how| line(how, refused_once, Fails(rounds))).collect();
+    // A token for what is said to be missing is asked for once.
+    lines.push(line(How::Status(401), Passes(2), Fails(rounds * 2)));
     lines.extend(passing.into_iter().map(|how| line(how, Passes(2), Fails(rounds * TRIES))));
     lines.push(line(long, refused_once, Fails(rounds)));
     lines.push(line(How::RedirectLoop, Passes(2), Fails(rounds * TURNS)));

@@ -1,8 +1,12 @@
 //! Who we are to a registry: tokens, and that nobody's is used for another.
 
+use thunk::registry::PushError;
+use thunk::registry::Selector;
+
 use super::*;
 use crate::harness::How;
 use crate::harness::Op;
+use crate::harness::registry::Point;
 
 fn two_accounts(registry: &TestRegistry) -> Accounts {
     registry.add_user("bob", "pw");
@@ -133,7 +137,7 @@ async fn both_sessions_at_once_get_their_own_answers() {
     let ((alices, bobs), ()) = tokio::join!(both, release);
     assert!(alices.is_ok());
     assert!(matches!(bobs, Err(RegistryError::Unauthorized { .. })));
-    assert_eq!(registry.count(Op::Token), 2);
+    assert_eq!(registry.count(Op::Token), 3, "one of alice; bob's, and once more when it was not enough");
 }
 
 #[tokio::test]
@@ -173,6 +177,67 @@ async fn a_right_that_was_given_meanwhile_counts_at_the_next_request() {
     read(&client, &ctx, &app, &blob, 0).await.expect_err("bob may not yet");
     registry.allow("bob", "app", Right::Pull);
     read(&client, &ctx, &app, &blob, 0).await.expect("bob may now");
+}
+
+/// A registry that says once that a token is not for this failed the request, at every step but a mount:
+/// rights that came a moment later, and a registry of several minds.
+#[tokio::test]
+async fn a_token_said_to_lack_a_scope_is_fetched_anew_once_and_the_second_refusal_is_final() {
+    let image = Image::incompressible(0xc30b, 1, 10 << 10);
+    let config = descriptor(image.config_descriptor.as_ref().expect("a config"));
+    let l = &image.layers[0];
+    let steps =
+        [Op::ManifestHead, Op::ManifestGet, Op::BlobGet, Op::UploadStart, Op::UploadPut, Op::ManifestPut];
+    for step in steps {
+        for always in [false, true] {
+            let registry = guarded(Auth::Bearer);
+            registry.put_image("app", "v1", &image);
+            for (digest, source) in image.blobs() {
+                registry.put_blob("to", &digest, source.clone());
+            }
+            registry.remove_blob("to", l.digest());
+            let (client, ctx, app) =
+                (alice().client(patient()), by(&["alice"]), repository(&registry, "app"));
+            let (to, tag) = (repository(&registry, "to"), Selector::Tag("v1".to_owned()));
+            // Tokens for both, so that no request but the refused one needs another.
+            client.resolve(&ctx, &reference(&registry, "app", "v1")).await.expect("a warm client");
+            client.has_blob(&ctx, &to, &config).await.expect("a warm client");
+            registry.forget();
+            let point = Point::from(step).by("alice");
+            registry.fail(if always { point.clone() } else { point.clone().once() }, How::Status(401));
+            let error = match step {
+                Op::ManifestHead => client.resolve(&ctx, &reference(&registry, "app", "v1")).await.err(),
+                Op::ManifestGet => client.manifest(&ctx, &app, &descriptor(&image.descriptor)).await.err(),
+                Op::BlobGet => read(&client, &ctx, &app, &config, 0).await.err(),
+                Op::ManifestPut => {
+                    let (known, bytes) = (descriptor(&image.descriptor), image.manifest.clone());
+                    registry.put_blob("to", l.digest(), l.source.clone().expect("bytes"));
+                    of_registry(client.put_manifest(&ctx, &to, &tag, &known, bytes).await)
+                }
+                _ => {
+                    let mut opened = 0;
+                    let mut body = body(bytes_of(l), &mut opened);
+                    of_registry(client.upload_blob(&ctx, &to, &layer(l), None, &mut body).await)
+                }
+            };
+            let case = format!("{step:?}, always {always}: {error:?}\n{}", registry.story());
+            match error {
+                None => assert!(!always, "{case}"),
+                Some(error) => {
+                    assert!(always && matches!(error, RegistryError::Unauthorized { .. }), "{case}");
+                }
+            }
+            assert_eq!((registry.count(step), registry.count(Op::Token)), (2, 1), "{case}");
+        }
+    }
+}
+
+fn of_registry(pushed: Result<(), PushError>) -> Option<RegistryError> {
+    match pushed {
+        Ok(()) => None,
+        Err(PushError::Registry(error)) => Some(error),
+        Err(error) => panic!("{error}"),
+    }
 }
 
 #[tokio::test]

@@ -8,6 +8,10 @@
 //!                            └── next identity ┘ of the asker, until there is none
 //! ```
 //!
+//! A 401 about the scope of a token costs a new token and no new secret: rights may have been granted
+//! since, and registries that check them in several places are not always of one mind. The second one
+//! is the answer.
+//!
 //! A request by several sessions tries their identities one after another, so that a session whose
 //! account is refused does not fail the one whose account is not.
 
@@ -36,6 +40,9 @@ use crate::ctx::Ctx;
 
 /// Tries of one request at most, however a registry answers.
 const MAX_TRIES: u32 = 16;
+
+/// How a challenge says that the token is good, but not for this (RFC 6750 section 3.1).
+const INSUFFICIENT_SCOPE: &str = "insufficient_scope";
 
 /// What a refusal means to a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -203,14 +210,16 @@ impl Auth {
                 }
                 if !scopes.cover(&asked) {
                     let scopes = scopes.clone();
+                    // The token that comes next is one for what the challenge asks for.
+                    self.renewed |= error == INSUFFICIENT_SCOPE;
                     return Ok(self.again_within(&scopes.and(&asked)));
                 }
-                if self.refusals != Refusals::Expected || error != "insufficient_scope" {
+                if self.refusals != Refusals::Expected || error != INSUFFICIENT_SCOPE {
                     // Rights change: the next request asks for a token that knows.
                     shared.tokens.refuse(authorization);
                 }
-                if error == "insufficient_scope" {
-                    return self.with_next(shared, ctx).await;
+                if error == INSUFFICIENT_SCOPE {
+                    return self.renew_token(shared, ctx).await;
                 }
                 self.renew(shared, ctx).await
             }
@@ -235,6 +244,17 @@ impl Auth {
         self.renewed = true;
         shared.credentials.forget(self.endpoint.authority(), &identity.id);
         self.identity = None;
+        Ok(Verdict::Again)
+    }
+
+    /// One more try for the present identity with a token fetched anew, then the next identity.
+    async fn renew_token(&mut self, shared: &Arc<Shared>, ctx: &Ctx) -> Result<Verdict, RegistryError> {
+        let is_renewable = self.refusals != Refusals::Expected
+            && matches!(&self.identity, Some((_, identity)) if !matches!(identity.proof, Proof::AccessToken(_)));
+        if self.renewed || !is_renewable {
+            return self.with_next(shared, ctx).await;
+        }
+        self.renewed = true;
         Ok(Verdict::Again)
     }
 
