@@ -62,6 +62,8 @@ pub enum Work {
     Archive,
     /// To another registry, which has the faults.
     Push,
+    /// The same, from a registry that has the faults.
+    Through,
     /// To another repository of the same registry.
     Mount,
 }
@@ -127,6 +129,11 @@ impl Scene {
         if self.work == Work::Push { &self.to } else { &self.from }
     }
 
+    /// The registry that is pushed to.
+    fn target(&self) -> &TestRegistry {
+        if self.work == Work::Mount { &self.from } else { &self.to }
+    }
+
     async fn build(&self, client: &Client) -> Outcome {
         let attach = [&self.from, &self.to].into_iter().fold(Attachables::default().files(), |attach, r| {
             attach.login(&r.host(), "alice", "open sesame")
@@ -134,8 +141,7 @@ impl Scene {
         let build = Build::of(&llb::image(self.from.reference(SOURCE, TAG)));
         let build = match self.work {
             Work::Archive => build.export("oci", &[]),
-            Work::Push => build.push(&self.to.reference(TARGET, TAG)),
-            Work::Mount => build.push(&self.from.reference(TARGET, TAG)),
+            Work::Push | Work::Through | Work::Mount => build.push(&self.target().reference(TARGET, TAG)),
         };
         client.start(build.attach(attach)).await.finish().await
     }
@@ -150,8 +156,8 @@ impl Scene {
                 archive.verify();
                 (!archive.has_blob(self.layer())).then_some("the archive has no layer")
             }
-            Work::Push | Work::Mount => {
-                let Some(stored) = self.faulty().manifest(TARGET, TAG) else {
+            Work::Push | Work::Through | Work::Mount => {
+                let Some(stored) = self.target().manifest(TARGET, TAG) else {
                     return Some("there is no manifest");
                 };
                 let whole = stored.digest == outcome.exported("containerimage.digest")
@@ -169,7 +175,7 @@ impl Scene {
 
     /// What is at the target is what it says, and below a manifest nothing is missing.
     fn check_target(&self) {
-        let registry = self.faulty();
+        let registry = self.target();
         for (digest, _) in self.image.blobs() {
             let blob = registry.blob(TARGET, &digest);
             assert!(blob.is_none_or(|blob| sha256(blob.to_bytes()) == digest), "{digest} is damaged");

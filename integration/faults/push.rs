@@ -1,19 +1,30 @@
 //! Faults while an image is pushed.
 
 use super::TRIES;
+use super::impatient;
 use super::matrix::End;
 use super::matrix::End::Either;
 use super::matrix::End::Fails;
 use super::matrix::End::Passes;
 use super::matrix::Line;
+use super::matrix::SOURCE;
 use super::matrix::Scene;
 use super::matrix::Spot;
+use super::matrix::TAG;
+use super::matrix::TARGET;
 use super::matrix::Work;
 use super::matrix::run;
 use super::matrix::with;
 use super::matrix::with_all;
+use crate::harness::Attachables;
+use crate::harness::Build;
+use crate::harness::Client;
+use crate::harness::Daemon;
 use crate::harness::How;
+use crate::harness::Image;
 use crate::harness::Op;
+use crate::harness::TestRegistry;
+use crate::harness::llb;
 
 /// The client's redirects, and the request itself.
 const TURNS: usize = 11;
@@ -27,8 +38,7 @@ const OF_HEADS: [How; 2] = [How::WrongDigest, How::WrongLength(1)];
 /// What a request of a push can meet. It is sent for so many `blobs` at a time.
 fn lines(blobs: usize) -> Vec<Line> {
     let line = |how, once: End, always: End| Line { how, once, always };
-    let refusals =
-        [How::Status(401), How::Status(403), How::Status(404), How::Status(405), How::EarlyStatus(403)];
+    let refusals = [How::Status(403), How::Status(404), How::Status(405), How::EarlyStatus(403)];
     let passing = [
         How::Status(429),
         How::RetryAfter { status: 429, seconds: 1 },
@@ -40,6 +50,8 @@ fn lines(blobs: usize) -> Vec<Line> {
         How::LoseReply,
     ];
     let mut lines: Vec<_> = refusals.into_iter().map(|how| line(how, Fails(blobs), Fails(blobs))).collect();
+    // A token for what is said to be missing is asked for once.
+    lines.push(line(How::Status(401), Passes(blobs + 1), Fails(blobs * 2)));
     let passing = passing.into_iter().chain(OF_BODIES);
     lines.extend(passing.map(|how| line(how, Passes(blobs + 1), Fails(blobs * TRIES))));
     lines.push(line(How::RedirectLoop, Passes(blobs + 1), Fails(blobs * TURNS)));
@@ -55,10 +67,12 @@ fn token() -> Vec<Line> {
     with(lines, How::RedirectLoop, Either(3), Fails(TURNS))
 }
 
-/// Whether a blob is there: those who may not know may still send it.
+/// Whether a blob is there: those who are not told may still send it.
 fn look_up() -> Vec<Line> {
-    let refusals = [How::Status(401), How::Status(403), How::Status(404), How::EarlyStatus(403)];
+    let refusals = [How::Status(403), How::Status(404), How::Status(405), How::EarlyStatus(403)];
     let lines = with_all(lines(1), refusals, Passes(1), Passes(1));
+    let lines = with(lines, How::Status(501), Passes(1), Passes(1));
+    let lines = with(lines, How::Status(401), Passes(2), Passes(2));
     with_all(lines, OF_BODIES, Passes(1), Passes(1))
 }
 
@@ -76,15 +90,17 @@ fn upload() -> Vec<Line> {
     with(lines, How::RedirectLoop, Passes(2), Fails(TURNS))
 }
 
-/// The tag is looked up by its name and by the digest. The first look is answered with a challenge.
+/// What the tag stands for: who is not told may still set it. The first look is answered with a challenge.
 fn tag() -> Vec<Line> {
     let mut all = with_all(lines(1), OF_BODIES, Passes(1), Passes(1));
-    all = with_all(all, [How::Status(404), How::Status(405)], Passes(1), Passes(1));
-    all = with(all, How::Status(401), Passes(1), Fails(1));
+    let silent = [403, 404, 405, 501].map(How::Status);
+    all = with_all(all, silent, Passes(1), Passes(1));
+    all = with(all, How::EarlyStatus(403), Passes(1), Passes(1));
+    all = with(all, How::Status(401), Passes(1), Passes(2));
     let more = |end| match end {
-        Passes(most) => Passes(most + 2),
-        Fails(most) => Fails(most + 2),
-        Either(most) => Either(most + 2),
+        Passes(most) => Passes(most + 1),
+        Fails(most) => Fails(most + 1),
+        Either(most) => Either(most + 1),
     };
     all.into_iter().map(|l| Line { once: more(l.once), always: more(l.always), ..l }).collect()
 }
@@ -97,12 +113,22 @@ fn manifest() -> Vec<Line> {
     with(lines, How::WrongDigest, Passes(2), Fails(TRIES))
 }
 
-/// Whatever a registry answers to a mount, the blob can be uploaded; one that does not answer is gone.
+/// Whatever a registry answers to a mount, or does not answer, the blob can be uploaded.
 fn mount() -> Vec<Line> {
     let lines = lines(1).into_iter().map(|l| Line { once: Passes(3), always: Passes(TURNS), ..l }).collect();
     let limited = [How::Status(429), How::RetryAfter { status: 429, seconds: 1 }];
-    let lines = with_all(lines, limited, Passes(2), Either(TRIES));
-    with_all(lines, [How::LoseReply, How::Reset, How::Stall], Passes(2), Fails(TRIES))
+    let lines = with_all(lines, limited, Passes(2), Passes(TRIES));
+    let lines = with_all(lines, [How::LoseReply, How::Reset], Passes(2), Passes(TRIES));
+    // Silence costs more time than bytes.
+    with(lines, How::Stall, Passes(1), Passes(1))
+}
+
+/// The bytes of a layer on their way through, from another registry.
+fn source() -> Vec<Line> {
+    let lines = lines(1);
+    let lines = with(lines, How::Status(405), Fails(1), Fails(1));
+    let lines = with_all(lines, [How::FlipByte(120), How::WrongLength(1)], Passes(2), Fails(2 * TRIES));
+    with(lines, How::WrongDigest, Passes(1), Passes(1))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,6 +140,7 @@ async fn every_fault_of_a_push_ends_in_success_or_in_an_error_that_names_the_pla
     run(vec![
         (spot("upload", |s| Op::UploadPut.of(s.layer()), layer), upload()),
         (Spot { work: Work::Mount, ..spot("mount", |s| Op::Mount.of(s.layer()), layer) }, mount()),
+        (Spot { work: Work::Through, ..spot("source", |s| Op::BlobGet.of(s.layer()), layer) }, source()),
         (spot("token", |_| Op::Token.into(), tag_of), token()),
         (spot("look-up", |s| Op::BlobHead.of(s.layer()), layer), look_up()),
         (spot("start", |_| Op::UploadStart.into(), any), start()),
@@ -121,4 +148,34 @@ async fn every_fault_of_a_push_ends_in_success_or_in_an_error_that_names_the_pla
         (spot("manifest", |_| Op::ManifestPut.into(), tag_of), manifest()),
     ])
     .await;
+}
+
+/// The root manifest was looked up by its digest as well, which the look-ups of its blobs, side by side,
+/// make up for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_without_a_fault_asks_for_each_thing_once() {
+    let daemon = Daemon::start_with(impatient(""));
+    let client = Client::connect(&daemon).await;
+    let (from, to) = (TestRegistry::open(), TestRegistry::open());
+    let image = Image::incompressible(0xfa_f000, 3, 3 * (20 << 10));
+    from.put_image(SOURCE, TAG, &image);
+    let ops = [
+        Op::ManifestHead,
+        Op::BlobHead,
+        Op::Mount,
+        Op::UploadStart,
+        Op::UploadPut,
+        Op::ManifestPut,
+        Op::Token,
+    ];
+    let push = async |tag: &str| {
+        to.forget();
+        let build = Build::of(&llb::image(from.reference(SOURCE, TAG))).push(&to.reference(TARGET, tag));
+        client.start(build.attach(Attachables::default())).await.finish().await.success();
+        ops.map(|op| to.count(op))
+    };
+    let blobs = image.layers.len() + 1;
+    assert_eq!(push("v1").await, [1, blobs, 0, blobs, blobs, 1, 0], "{}", to.story());
+    assert_eq!(push("v1").await, [1, 0, 0, 0, 0, 0, 0], "it is there: {}", to.story());
+    assert_eq!(push("v2").await, [1, blobs, 0, 0, 0, 1, 0], "a retag: {}", to.story());
 }

@@ -8,6 +8,7 @@ use thunk::registry::Selector;
 use super::*;
 use crate::harness::How;
 use crate::harness::Op;
+use crate::harness::registry::Point;
 
 #[tokio::test]
 async fn a_new_blob_costs_a_head_a_post_and_a_put_and_a_known_one_a_head() {
@@ -263,6 +264,80 @@ async fn who_may_push_but_not_look_pushes() {
     let (known, tag) = (descriptor(&image.descriptor), Selector::Tag("v1".to_owned()));
     let pushed = client.push_manifest(&nobody(), &app, &tag, &known, image.manifest.clone()).await;
     assert_eq!(pushed.expect("pushed"), Pushed::Uploaded);
+}
+
+/// Registries that have no HEAD for blobs, and accounts that may push and not pull, ended a push.
+#[tokio::test]
+async fn a_look_that_is_not_answered_costs_one_request_and_ends_no_push() {
+    let image = Image::incompressible(0x7b11, 1, 1000);
+    for status in [400, 401, 403, 405, 501] {
+        let registry = TestRegistry::open();
+        registry.fail([Op::BlobHead, Op::ManifestHead], How::Status(status));
+        let (client, app) = (anonymous(patient()), repository(&registry, "app"));
+        let mut opened = 0;
+        for (digest, source) in image.blobs() {
+            let blob = Descriptor::new("x", super::digest(&digest), source.len());
+            assert!(!client.has_blob(&nobody(), &app, &blob).await.expect("an answer"), "{status}");
+            let mut body = body(source.to_bytes(), &mut opened);
+            let pushed = client.push_blob(&nobody(), &app, &blob, &[], &mut body).await;
+            assert_eq!(pushed.expect("pushed"), Pushed::Uploaded, "{status}");
+        }
+        let (known, tag) = (descriptor(&image.descriptor), Selector::Tag("v1".to_owned()));
+        assert_eq!(client.head_manifest(&nobody(), &app, &tag).await.expect("an answer"), None, "{status}");
+        let pushed = client.push_manifest(&nobody(), &app, &tag, &known, image.manifest.clone()).await;
+        assert_eq!(pushed.expect("pushed"), Pushed::Uploaded);
+        let counts =
+            [Op::BlobHead, Op::ManifestHead, Op::UploadPut, Op::ManifestPut].map(|op| registry.count(op));
+        assert_eq!(counts, [4, 2, 2, 1], "{status}: {}", registry.story());
+    }
+}
+
+/// A registry that never answers a mount, by silence or by a reset, failed the push of a blob that it
+/// would have taken.
+#[tokio::test]
+async fn a_mount_that_is_never_answered_means_the_next_candidate_and_then_an_upload() {
+    let l = Layer::incompressible(0x7b12, 100 << 10);
+    let tries = 1 + impatient().retry.retries as usize;
+    for (how, mounts) in [
+        (How::Reset, 3 * tries),
+        (How::LoseReply, 3 * tries),
+        (How::Status(429), 3 * tries),
+        (How::RetryAfter { status: 429, seconds: 60 }, 3),
+        // Silence is waited for twice, whatever the number of candidates.
+        (How::Stall, 2),
+    ] {
+        let registry = guarded(Auth::Bearer);
+        registry.fail(Op::Mount, how.clone());
+        let (client, ctx, app) = (alice().client(impatient()), by(&["alice"]), repository(&registry, "app"));
+        let candidates = ["first", "second", "third"].map(str::to_owned);
+        let mut opened = 0;
+        let pushed =
+            client.push_blob(&ctx, &app, &layer(&l), &candidates, &mut body(bytes_of(&l), &mut opened)).await;
+        assert_eq!(pushed.expect("pushed"), Pushed::Uploaded, "{how:?}");
+        let counts = [Op::Mount, Op::UploadStart, Op::UploadPut].map(|op| registry.count(op));
+        assert_eq!(counts, [mounts, 1, 1], "{how:?}: {}", registry.story());
+        assert_eq!(opened, 1, "{how:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_candidate_that_is_not_answered_does_not_hide_one_that_is() {
+    let l = Layer::incompressible(0x7b13, 100 << 10);
+    for how in [How::Reset, How::Stall] {
+        let registry = guarded(Auth::Bearer);
+        registry.put_blob("good", l.digest(), l.source.clone().expect("bytes"));
+        // Tries of the first candidate, at which it is not answered.
+        let tries = if how == How::Stall { 1 } else { 1 + impatient().retry.retries as usize };
+        registry.fail(Point::from(Op::Mount).times(tries), how.clone());
+        let (client, ctx, app) = (alice().client(impatient()), by(&["alice"]), repository(&registry, "app"));
+        let mounts = ["bad", "good"].map(str::to_owned);
+        let mut opened = 0;
+        let pushed =
+            client.push_blob(&ctx, &app, &layer(&l), &mounts, &mut body(bytes_of(&l), &mut opened)).await;
+        assert_eq!(pushed.expect("pushed"), Pushed::Mounted { from: "good".to_owned() }, "{how:?}");
+        assert_eq!(registry.count(Op::Mount), tries + 1, "{how:?}: {}", registry.story());
+        assert_eq!(opened, 0);
+    }
 }
 
 #[tokio::test]

@@ -31,6 +31,7 @@ use super::assemble::Image;
 use crate::content::ContentError;
 use crate::content::ContentStore;
 use crate::content::DescHandlers;
+use crate::content::FetchError;
 use crate::content::Origin;
 use crate::ctx::Ctx;
 use crate::failpoint;
@@ -52,6 +53,10 @@ use crate::task::Tasks;
 
 /// Blobs of one push under way at the same time. The limits per host are the registry client's.
 const CONCURRENT: usize = 64;
+
+/// Times that bytes which pass through may turn out not to be the blob's: the second time another mirror
+/// may serve them, or what damaged them on the way is over.
+const CORRUPT_TRIES: u32 = 2;
 
 /// A push failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -180,22 +185,16 @@ impl Push {
         if registry.head_manifest(ctx, &repository, &selector).await? == Some(root) {
             return Ok(());
         }
-        let by_digest = Selector::Digest(root);
-        let known = selector != by_digest
-            && registry.head_manifest(ctx, &repository, &by_digest).await? == Some(root);
-        if !known {
-            self.blobs(ctx, image, &registry, &repository, to.insecure).await?;
-        }
+        // No look for the root by its digest: a retag finds each blob with a HEAD, side by side.
+        self.blobs(ctx, image, &registry, &repository, to.insecure).await?;
         drop(step);
         let name = if to.by_digest { to.reference.name() } else { to.reference.pinned(root).to_string() };
         let _step = Step::start(ctx, format!("pushing manifest for {name}"));
         let Some((top, children)) = image.manifests.split_last() else { return Ok(()) };
-        if !known {
-            let push = |child| self.child(ctx, &registry, &repository, child);
-            // Collected, or the whole would not be `Send` for every lifetime.
-            let pushes: Vec<_> = children.iter().map(push).collect();
-            stream::iter(pushes).buffer_unordered(CONCURRENT).try_collect::<()>().await?;
-        }
+        let push = |child| self.child(ctx, &registry, &repository, child);
+        // Collected, or the whole would not be `Send` for every lifetime.
+        let pushes: Vec<_> = children.iter().map(push).collect();
+        stream::iter(pushes).buffer_unordered(CONCURRENT).try_collect::<()>().await?;
         // What is there under the name is known to be something else.
         self.manifest(ctx, &registry, &repository, &selector, top).await
     }
@@ -341,7 +340,16 @@ impl Transfer {
             }
             .boxed()
         };
-        let pushed = self.registry.push_blob(&ctx, &self.repository, descriptor, &mounts, &mut open).await?;
+        let mut damaged = 0;
+        let pushed = loop {
+            let pushed =
+                self.registry.push_blob(&ctx, &self.repository, descriptor, &mounts, &mut open).await;
+            match pushed {
+                Ok(pushed) => break pushed,
+                Err(error) if damaged + 1 < CORRUPT_TRIES && is_damaged(&error) => damaged += 1,
+                Err(error) => return Err(error.into()),
+            }
+        };
         failpoint::hit(Failpoint::BlobPushed)?;
         record(&self.content, &descriptor.digest, &self.repository, &pushed);
         Ok(())
@@ -356,6 +364,16 @@ impl Transfer {
             _ => None,
         });
         Ok(mount_order(&self.repository.name, repositories))
+    }
+}
+
+/// True if what was to be sent was damaged before it came here.
+fn is_damaged(error: &PushError) -> bool {
+    match error {
+        PushError::Body { cause, .. } => {
+            matches!(cause.downcast_ref::<FetchError>(), Some(FetchError::Corrupt { .. }))
+        }
+        _ => false,
     }
 }
 

@@ -4,9 +4,16 @@
 //!
 //! ```text
 //!   HEAD ──there──► existed
-//!     └─► mount from each repository that has it ──201──► mounted
-//!            └─ every refusal ─► upload (in the session that the refusal began, if it did)
+//!     └─ not there, or not told ─► mount from each repository that has it ──201──► mounted
+//!            └─ every refusal and failure ─► upload (in the session that a refusal began, if one did)
 //! ```
+//!
+//! # Invariants
+//!
+//! - A registry that does not answer a look-up (403, 405 and the like: it gives the right to push and
+//!   not the one to look, or has no HEAD) knows nothing, which ends no push. A token server that refuses
+//!   the token does: it is the one that the upload would need.
+//! - Nothing that happens to a mount ends a push, except its cancellation.
 
 use std::sync::Arc;
 
@@ -41,6 +48,10 @@ use crate::oci::Descriptor;
 use crate::oci::Digest;
 use crate::oci::media_type;
 
+/// Candidates of one blob that may be silent until the rest is not asked any more: each costs the time
+/// that a registry is given to say anything, and an upload is always an answer.
+const MAX_STALLED_MOUNTS: u32 = 2;
+
 /// What a registry answered when it was asked to mount a blob from another repository.
 #[derive(Debug)]
 pub enum Mount {
@@ -60,6 +71,7 @@ pub enum Pushed {
     /// It was sent.
     Uploaded,
 }
+
 impl RegistryClient {
     /// Makes sure that a blob is in `repository`: HEAD, then a mount from each of `mounts` (other
     /// repositories of the same host), then an upload.
@@ -71,28 +83,34 @@ impl RegistryClient {
         mounts: &[String],
         body: OpenBody<'_>,
     ) -> Result<Pushed, PushError> {
-        match self.has_blob(ctx, repository, descriptor).await {
-            Ok(true) => return Ok(Pushed::Existed),
-            // Who may push need not be allowed to look.
-            Ok(false) | Err(RegistryError::Unauthorized { .. } | RegistryError::Forbidden { .. }) => {}
-            Err(error) => return Err(error.into()),
+        if self.has_blob(ctx, repository, descriptor).await? {
+            return Ok(Pushed::Existed);
         }
         let mut begun = Unfinished { client: self, ctx, repository, session: None };
+        let mut stalls = 0;
         for from in mounts.iter().filter(|from| **from != repository.name) {
-            match self.mount_blob(ctx, repository, from, descriptor).await? {
-                Mount::Mounted => return Ok(Pushed::Mounted { from: from.clone() }),
-                Mount::Refused { session: Some(session) } => match &begun.session {
+            match self.mount_blob(ctx, repository, from, descriptor).await {
+                Ok(Mount::Mounted) => return Ok(Pushed::Mounted { from: from.clone() }),
+                Ok(Mount::Refused { session: Some(session) }) => match &begun.session {
                     Some(_) => self.abandon(ctx, repository, session),
                     None => begun.session = Some(session),
                 },
-                Mount::Refused { session: None } => {}
+                Ok(Mount::Refused { session: None }) => {}
+                Err(error @ RegistryError::Cancelled { .. }) => return Err(error.into()),
+                Err(error) => {
+                    tracing::debug!(%error, "a mount failed");
+                    stalls += u32::from(matches!(error, RegistryError::Stalled { .. }));
+                    if stalls == MAX_STALLED_MOUNTS {
+                        break;
+                    }
+                }
             }
         }
         self.upload_blob(ctx, repository, descriptor, begun.session.take(), body).await?;
         Ok(Pushed::Uploaded)
     }
 
-    /// True if the push target has the blob. Mirrors are not asked.
+    /// True if the push target says that it has the blob. Mirrors are not asked.
     pub async fn has_blob(
         &self,
         ctx: &Ctx,
@@ -124,13 +142,14 @@ impl RegistryClient {
         let answer = self.shared.ask(ctx, endpoint, ask).await?;
         match answer.response.status() {
             status if status.is_success() => Ok(true),
-            StatusCode::NOT_FOUND => Ok(false),
+            status if says_nothing(status) => Ok(false),
             _ => Err(self.shared.refusal(ctx, place, answer.response).await),
         }
     }
 
-    /// Asks the registry to take the blob from its repository `from`. Every refusal is a
-    /// [`Mount::Refused`], and so is a failure of the registry: an upload is always an answer.
+    /// Asks the registry to take the blob from its repository `from`. Every answer that is not the blob
+    /// is a [`Mount::Refused`], also one that the registry failed. One that does not come is an error
+    /// after the usual tries, and after the first if the registry is silent.
     pub async fn mount_blob(
         &self,
         ctx: &Ctx,
@@ -169,6 +188,7 @@ impl RegistryClient {
                 Err(RegistryError::Unauthorized { .. } | RegistryError::Forbidden { .. }) => {
                     return refused(None);
                 }
+                Err(error @ RegistryError::Stalled { .. }) => return Err(error),
                 Err(error) => error,
             };
             route.failed(error)?;
@@ -196,7 +216,7 @@ impl RegistryClient {
                 Ok(answer) => match (answer.response.status(), selector) {
                     (StatusCode::OK, Selector::Digest(digest)) => return Ok(Some(*digest)),
                     (StatusCode::OK, Selector::Tag(_)) => return Ok(digest_header(&answer.response)),
-                    (StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED, _) => return Ok(None),
+                    (status, _) if says_nothing(status) => return Ok(None),
                     _ => self.shared.refusal(ctx, &place, answer.response).await,
                 },
                 Err(error) => error,
@@ -214,10 +234,8 @@ impl RegistryClient {
         descriptor: &Descriptor,
         bytes: Bytes,
     ) -> Result<Pushed, PushError> {
-        match self.head_manifest(ctx, repository, selector).await {
-            Ok(Some(digest)) if digest == descriptor.digest => return Ok(Pushed::Existed),
-            Ok(_) | Err(RegistryError::Unauthorized { .. } | RegistryError::Forbidden { .. }) => {}
-            Err(error) => return Err(error.into()),
+        if self.head_manifest(ctx, repository, selector).await? == Some(descriptor.digest) {
+            return Ok(Pushed::Existed);
         }
         self.put_manifest(ctx, repository, selector, descriptor, bytes).await?;
         Ok(Pushed::Uploaded)
@@ -266,6 +284,16 @@ impl RegistryClient {
             };
             route.failed(error)?;
         }
+    }
+}
+
+/// True for a reply to a look-up that leaves open what is there: the thing is missing, not for us to see,
+/// or not to be looked up. What may be another answer soon is none of these.
+fn says_nothing(status: StatusCode) -> bool {
+    match status {
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => false,
+        StatusCode::NOT_IMPLEMENTED => true,
+        status => status.is_client_error(),
     }
 }
 
