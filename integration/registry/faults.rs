@@ -39,11 +39,7 @@ fn faults() -> Vec<How> {
 fn passes_when_once(how: &How) -> bool {
     !matches!(
         how,
-        How::Status(403 | 404 | 405)
-            | How::RedirectLoop
-            | How::Garbage(_)
-            | How::WrongDigest
-            | How::FlipByte(_)
+        How::Status(403..=405) | How::RedirectLoop | How::Garbage(_) | How::WrongDigest | How::FlipByte(_)
     )
 }
 
