@@ -23,6 +23,7 @@
 //! | 8 | `ops` | what each vertex does; LLB in |
 //! |   | `export` | a ref becomes an image, an archive or a push |
 //! | 7 | `cache` | filesystem states and their lifetime |
+//! |   | `executor` | runs a process in a root file system |
 //! | 6 | `content` | blobs: resident or remote |
 //! |   | `snapshot` | directories from layers |
 //! | 5 | `registry` | talks to OCI registries |
@@ -93,6 +94,7 @@ pub mod content;
 pub mod snapshot;
 // Row 7.
 pub mod cache;
+pub mod executor;
 // Row 8.
 pub mod export;
 pub mod ops;
