@@ -27,8 +27,11 @@ mod exporter;
 mod group;
 mod health;
 mod registry;
+mod secrets;
 mod send;
+mod ssh;
 mod tunnel;
+mod upload;
 
 pub use auth::Credentials;
 pub use auth::FetchedToken;
@@ -48,12 +51,17 @@ pub use registry::Opening;
 pub use registry::Session;
 pub use registry::SessionId;
 pub use registry::Sessions;
+pub use secrets::MAX_SECRET;
+pub use secrets::SecretBytes;
 pub use send::FileSend;
 pub use send::Sent;
+pub use ssh::SshConnection;
 pub use tonic::Code;
 
 /// The largest payload of one message to a client, in bytes.
 pub const MESSAGE_LIMIT: usize = 3 << 20;
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! A client in memory: real gRPC services on the far end of a tunnel.
 
+mod attachables;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
