@@ -21,8 +21,13 @@ mod encoder;
 mod entry;
 mod error;
 mod hashing;
+mod header;
 mod limits;
+mod pax;
 mod reader;
+mod sparse;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use compression::Compression;

@@ -6,7 +6,10 @@
 
 #![expect(clippy::todo, dead_code, unused_variables, reason = "signatures first: the bodies land next")]
 
+mod apply;
+mod diff;
 mod error;
+mod index;
 mod key;
 mod mount;
 mod native;
@@ -18,7 +21,26 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
+pub use apply::Applied;
+pub use apply::ApplyError;
+pub use apply::ApplyOptions;
+pub use apply::WhiteoutStyle;
+pub use apply::apply;
+pub use diff::Change;
+pub use diff::ChangeKind;
+pub use diff::Changes;
+pub use diff::DiffError;
+pub use diff::WriteLayer;
+pub use diff::diff_trees;
+pub use diff::diff_upper;
+pub use diff::write_layer;
 pub use error::SnapshotError;
+pub use index::Cover;
+pub use index::IndexContent;
+pub use index::IndexEntry;
+pub use index::IndexedFile;
+pub use index::InvalidIndex;
+pub use index::LayerIndex;
 pub use key::InvalidSnapshotKey;
 pub use key::SnapshotKey;
 pub use mount::Mount;
