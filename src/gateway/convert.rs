@@ -189,6 +189,10 @@ impl MetaRequest {
             source.attrs.entry("image.resolvemode".to_owned()).or_insert_with(|| mode.to_owned());
         }
         let op = llb::source(&source).map_err(source_status)?;
+        if !matches!(op, Op::Image(_) | Op::OciLayout(_)) {
+            let kind = op.kind();
+            return Err(Status::unimplemented(format!("metadata of a source {kind}:// is not supported")));
+        }
         let platform = crate::identity::convert::parse_platform(platform);
         let name = if log_name.is_empty() {
             format!("resolve image config for {}", source.identifier)

@@ -79,7 +79,9 @@ impl GatewayService {
             match &request.op {
                 Op::Image(source) => self.worker.image_meta(&ctx, source, &request.platform).await,
                 Op::OciLayout(source) => self.worker.layout_meta(&ctx, source, &request.platform).await,
-                Op::Merge(_) => unreachable!("a merge is no source"),
+                Op::Local(_) | Op::Http(_) | Op::Exec(_) | Op::File(_) | Op::Merge(_) | Op::Diff(_) => {
+                    unreachable!("it is no image")
+                }
             }
         };
         let answer = match ctx.run(asked).await {

@@ -15,6 +15,7 @@ use petgraph::graph::DiGraph;
 use petgraph::graph::NodeIndex;
 
 use super::llb::Definition;
+use super::op::LinuxResources;
 use super::op::Op;
 use crate::oci::Digest;
 use crate::oci::Platform;
@@ -68,6 +69,8 @@ pub struct VertexOptions {
     /// Overrides whether a cache export takes the result.
     pub export_cache: Option<bool>,
     pub progress_group: Option<ProgressGroup>,
+    /// Limits of the step.
+    pub resources: Option<LinuxResources>,
 }
 
 /// Where the vertices of a definition come from.

@@ -10,12 +10,17 @@
 //! What the daemon can't do is told from what nobody can: [`LlbError::Unsupported`] names a feature of
 //! LLB, every other error is a definition that is not one.
 
-use std::collections::BTreeMap;
+mod exec;
+mod file;
+mod invalid;
+mod source;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
+use serde::Serialize;
 
 use super::graph::Edge;
 use super::graph::Graph;
@@ -24,22 +29,20 @@ use super::graph::SourceMap;
 use super::graph::Vertex;
 use super::graph::VertexDigest;
 use super::graph::VertexOptions;
-use super::op::ImageSource;
-use super::op::LayoutSource;
+use super::op::DiffOp;
 use super::op::Merge;
 use super::op::Op;
-use super::op::RecordType;
-use super::op::ResolveMode;
-use super::resolution::Resolved;
 use crate::oci::Digest;
 use crate::oci::InvalidDigest;
 use crate::oci::Platform;
-use crate::oci::Reference;
 use crate::progress::ProgressGroup;
 use crate::progress::SourceFile;
 use crate::progress::SourcePosition;
 use crate::progress::SourceRange;
+use crate::proto::json;
 use crate::proto::pb;
+
+pub use invalid::InvalidOp;
 
 /// Capabilities of LLB that definitions may ask for.
 pub const CAPS: &[&str] = &[
@@ -103,7 +106,7 @@ pub enum LlbError {
     #[error("op {op} is of a kind that is not known here: is the client newer than the daemon?")]
     UnknownKind { op: VertexDigest },
     #[error("op {op} is not valid: {reason}")]
-    Invalid { op: VertexDigest, reason: String },
+    Invalid { op: VertexDigest, reason: InvalidOp },
     #[error("{what} is not supported")]
     Unsupported { op: VertexDigest, what: String },
 }
@@ -325,7 +328,9 @@ fn outputs(op: &pb::Op) -> Option<i64> {
     use pb::op::Op as Kind;
     match op.op.as_ref()? {
         Kind::Source(_) | Kind::Merge(_) | Kind::Diff(_) | Kind::Build(_) => Some(1),
-        Kind::Exec(_) | Kind::File(_) | Kind::Passthrough(_) => None,
+        Kind::Exec(op) => Some(exec::outputs(op)),
+        Kind::File(op) => Some(file::outputs(op)),
+        Kind::Passthrough(_) => None,
     }
 }
 
@@ -353,6 +358,10 @@ fn vertex(
         options.ignore_cache = metadata.ignore_cache;
         options.description = metadata.description.clone();
         options.export_cache = metadata.export_cache.as_ref().map(|e| e.value);
+        if let Some(resources) = &metadata.linux_resources {
+            let resources = exec::resources(resources);
+            options.resources = Some(resources.map_err(|reason| LlbError::Invalid { op: digest, reason })?);
+        }
         options.progress_group = metadata.progress_group.as_ref().map(|g| ProgressGroup {
             id: g.id.clone(),
             name: g.name.clone(),
@@ -383,47 +392,67 @@ fn kind(
     use pb::op::Op as Kind;
     let unsupported =
         |what: &str| Err(LlbError::Unsupported { op: digest, what: format!("the {what} operation") });
+    let invalid = |reason| LlbError::Invalid { op: digest, reason };
+    let input =
+        |what: &str, sent: i64| invalid::index(|| what.to_owned(), sent, inputs.len()).map_err(invalid);
     match &op.op {
         None => Err(LlbError::UnknownKind { op: digest }),
         Some(Kind::Source(source)) => {
             if !inputs.is_empty() {
-                let reason = "a source has no inputs".to_owned();
-                return Err(LlbError::Invalid { op: digest, reason });
+                return Err(invalid(InvalidOp::SourceInputs));
             }
-            Ok((source_op(source, digest)?, clip(&source.identifier)))
+            Ok((source::source(source, digest)?, clip(&source.identifier)))
+        }
+        Some(Kind::Exec(exec)) => {
+            let parsed = exec::exec(exec, op.platform.as_ref(), inputs.len()).map_err(invalid)?;
+            Ok((Op::Exec(Box::new(parsed)), joined("", exec::name(exec), " ", "")))
+        }
+        Some(Kind::File(file)) => {
+            let parsed = file::file(file, inputs.len()).map_err(invalid)?;
+            Ok((Op::File(parsed), joined("", file::names(file), ", ", "")))
         }
         Some(Kind::Merge(merge)) => {
             let index = |m: &pb::MergeInput| {
-                let index = usize::try_from(m.input).ok().filter(|index| *index < inputs.len());
-                index.ok_or_else(|| LlbError::Invalid {
-                    op: digest,
-                    reason: format!("a merge of input {}, of {} inputs", m.input, inputs.len()),
-                })
+                let count = inputs.len();
+                let none = || {
+                    invalid(InvalidOp::Index { what: "input of a merge".to_owned(), index: m.input, count })
+                };
+                input("input of a merge", m.input)?.ok_or_else(none)
             };
             let lowest_first = merge.inputs.iter().map(index).collect::<Result<Vec<_>, _>>()?;
             let names = inputs.iter().filter_map(|input| names.get(&input.vertex));
-            Ok((Op::Merge(Merge { inputs: lowest_first }), merge_name(names)))
+            Ok((Op::Merge(Merge { inputs: lowest_first }), joined("merge (", names, ", ", ")")))
         }
-        Some(Kind::Exec(_)) => unsupported("exec"),
-        Some(Kind::File(_)) => unsupported("file"),
+        Some(Kind::Diff(diff)) => {
+            let missing = |what: &str| invalid(InvalidOp::Missing { what: what.to_owned() });
+            let lower = diff.lower.as_ref().ok_or_else(|| missing("lower"))?;
+            let upper = diff.upper.as_ref().ok_or_else(|| missing("upper"))?;
+            let diff = DiffOp { lower: input("lower", lower.input)?, upper: input("upper", upper.input)? };
+            let side = |input: Option<usize>| match input.and_then(|n| names.get(&inputs[n].vertex)) {
+                Some(name) => format!("({name})"),
+                None => "scratch".to_owned(),
+            };
+            let name = clip(&format!("diff {} -> {}", side(diff.lower), side(diff.upper)));
+            Ok((Op::Diff(diff), name))
+        }
         Some(Kind::Build(_)) => unsupported("build"),
-        Some(Kind::Diff(_)) => unsupported("diff"),
         Some(Kind::Passthrough(_)) => unsupported("passthrough"),
     }
 }
 
-fn merge_name<'a>(inputs: impl Iterator<Item = &'a String>) -> String {
-    let mut name = "merge (".to_owned();
-    for (at, input) in inputs.enumerate() {
+/// A name made of parts, no longer than it is fit for people whatever their number.
+fn joined(open: &str, parts: impl Iterator<Item = impl AsRef<str>>, separator: &str, close: &str) -> String {
+    let mut name = open.to_owned();
+    for (at, part) in parts.enumerate() {
         if at > 0 {
-            name.push_str(", ");
+            name.push_str(separator);
         }
-        name.push_str(input);
+        name.push_str(part.as_ref());
         if name.len() > MAX_NAME {
             return clip(&name);
         }
     }
-    name.push(')');
+    name.push_str(close);
     clip(&name)
 }
 
@@ -438,88 +467,13 @@ fn clip(text: &str) -> String {
 
 /// What a source of its own does, as a frontend asks for what it stands for.
 pub fn source(source: &pb::SourceOp) -> Result<Op, LlbError> {
-    source_op(source, VertexDigest(Digest::sha256(source.encode_to_vec())))
+    source::source(source, VertexDigest(Digest::sha256(source.encode_to_vec())))
 }
 
-fn source_op(source: &pb::SourceOp, digest: VertexDigest) -> Result<Op, LlbError> {
-    let invalid = |reason: String| LlbError::Invalid { op: digest, reason };
-    let Some((scheme, name)) = source.identifier.split_once("://") else {
-        return Err(invalid(format!("source {:?} has no scheme", clip(&source.identifier))));
-    };
-    match scheme {
-        "docker-image" => Ok(Op::Image(image(name, &source.attrs).map_err(invalid)?)),
-        "oci-layout" => Ok(Op::OciLayout(layout(name, &source.attrs).map_err(invalid)?)),
-        _ => Err(LlbError::Unsupported { op: digest, what: format!("a source {}://", clip(scheme)) }),
-    }
-}
-
-fn image(name: &str, attrs: &BTreeMap<String, String>) -> Result<ImageSource, String> {
-    let reference: Reference = name.parse().map_err(|error| format!("{error}"))?;
-    let mut image = ImageSource {
-        reference: reference.with_default_tag(),
-        resolve_mode: ResolveMode::Default,
-        record_type: RecordType::Regular,
-        layer_limit: None,
-        checksum: None,
-        resolved: Resolved::default(),
-    };
-    for (key, value) in attrs {
-        match key.as_str() {
-            "image.resolvemode" => {
-                image.resolve_mode = match value.as_str() {
-                    "" | "default" => ResolveMode::Default,
-                    "pull" => ResolveMode::ForcePull,
-                    "local" => ResolveMode::PreferLocal,
-                    _ => return Err(format!("image.resolvemode {:?} is not known", clip(value))),
-                }
-            }
-            "image.recordtype" => {
-                image.record_type = match value.as_str() {
-                    "" | "regular" => RecordType::Regular,
-                    "internal" => RecordType::Internal,
-                    "frontend" => RecordType::Frontend,
-                    _ => return Err(format!("image.recordtype {:?} is not known", clip(value))),
-                }
-            }
-            "image.layerlimit" => image.layer_limit = Some(layer_limit(value)?),
-            "image.checksum" => {
-                let digest = value.parse().map_err(|error| format!("image.checksum: {error}"))?;
-                image.checksum = Some(digest);
-            }
-            // Attributes that matter come with a capability.
-            _ => {}
-        }
-    }
-    Ok(image)
-}
-
-fn layout(name: &str, attrs: &BTreeMap<String, String>) -> Result<LayoutSource, String> {
-    let (rest, digest) = match name.split_once('@') {
-        Some((rest, digest)) => (rest, Some(digest.parse().map_err(|error| format!("{error}"))?)),
-        None => (name, None),
-    };
-    let (rest, tag) = match rest.rfind(':') {
-        Some(at) if !rest[at..].contains('/') => (&rest[..at], Some(rest[at + 1..].to_owned())),
-        _ => (rest, None),
-    };
-    if rest.is_empty() || (tag.is_none() && digest.is_none()) {
-        return Err(format!("{:?} is not <name>@<digest> or <name>:<tag>", clip(name)));
-    }
-    let filled = |key: &str| attrs.get(key).filter(|value| !value.is_empty()).cloned();
-    Ok(LayoutSource {
-        name: rest.to_owned(),
-        tag,
-        digest,
-        session: filled("oci.session"),
-        store: filled("oci.store"),
-        layer_limit: attrs.get("oci.layerlimit").map(|value| layer_limit(value)).transpose()?,
-        resolved: Resolved::default(),
-    })
-}
-
-fn layer_limit(value: &str) -> Result<usize, String> {
-    let limit = value.parse().ok().filter(|limit| *limit > 0);
-    limit.ok_or_else(|| format!("layer limit {:?} is not a number above 0", clip(value)))
+/// A value as Go's `encoding/json` writes it.
+fn go_json(value: &impl Serialize) -> Vec<u8> {
+    // Messages are texts, numbers, bytes and lists of them, which can't fail to be written.
+    json::write(value).unwrap_or_default()
 }
 
 #[cfg(test)]

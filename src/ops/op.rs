@@ -1,15 +1,63 @@
 //! [`Op`]: what a vertex does, with its attributes parsed.
 
+mod exec;
+mod file;
+mod http;
+mod local;
+mod mode;
+
 use super::resolution::Resolved;
 use crate::oci::Digest;
 use crate::oci::Reference;
+
+pub use exec::CacheSharing;
+pub use exec::CdiDevice;
+pub use exec::ClientFile;
+pub use exec::ContentCache;
+pub use exec::ExecMount;
+pub use exec::ExecOp;
+pub use exec::ExtraHost;
+pub use exec::LinuxResources;
+pub use exec::MountKind;
+pub use exec::NetworkMode;
+pub use exec::ProxyEnv;
+pub use exec::ROOT;
+pub use exec::SecretEnv;
+pub use exec::SecurityMode;
+pub use exec::Ulimit;
+pub use file::CopyFiles;
+pub use file::CopyMode;
+pub use file::FileAction;
+pub use file::FileChange;
+pub use file::FileInput;
+pub use file::FileOp;
+pub use file::MakeDir;
+pub use file::MakeFile;
+pub use file::Owner;
+pub use file::Principal;
+pub use file::Remove;
+pub use file::Symlink;
+pub use file::Timestamp;
+pub use file::Wildcard;
+pub use http::HttpSignature;
+pub use http::HttpSource;
+pub use local::Differ;
+pub use local::LocalSource;
+pub use local::MetadataOnly;
+pub use mode::InvalidMode;
+pub use mode::ModeChange;
 
 /// The kinds of vertex that can be solved.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Op {
     Image(ImageSource),
     OciLayout(LayoutSource),
+    Local(LocalSource),
+    Http(HttpSource),
+    Exec(Box<ExecOp>),
+    File(FileOp),
     Merge(Merge),
+    Diff(DiffOp),
 }
 
 impl Op {
@@ -18,7 +66,12 @@ impl Op {
         match self {
             Op::Image(_) => "docker-image",
             Op::OciLayout(_) => "oci-layout",
+            Op::Local(_) => "local",
+            Op::Http(_) => "http",
+            Op::Exec(_) => "exec",
+            Op::File(_) => "file",
             Op::Merge(_) => "merge",
+            Op::Diff(_) => "diff",
         }
     }
 }
@@ -78,4 +131,12 @@ pub enum RecordType {
 pub struct Merge {
     /// Indices into the vertex's inputs, from the lowest to the highest.
     pub inputs: Vec<usize>,
+}
+
+/// What one file system has and another one has not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiffOp {
+    /// Index into the vertex's inputs; none for the empty file system.
+    pub lower: Option<usize>,
+    pub upper: Option<usize>,
 }

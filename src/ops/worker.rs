@@ -105,7 +105,7 @@ impl Worker {
         let resolved = match &vertex.op {
             Op::Image(source) => &source.resolved,
             Op::OciLayout(source) => &source.resolved,
-            Op::Merge(_) => return Ok(None),
+            _ => return Ok(None),
         };
         if let Some(resolution) = resolved.get() {
             return Ok(Some(resolution));
@@ -114,7 +114,7 @@ impl Worker {
         let resolution = match &vertex.op {
             Op::Image(source) => Box::pin(self.images.resolve(ctx, source, &vertex.platform)).await?,
             Op::OciLayout(source) => Box::pin(self.layouts.resolve(ctx, source, &vertex.platform)).await?,
-            Op::Merge(_) => return Ok(None),
+            _ => return Ok(None),
         };
         Ok(Some(Resolved::keep(resolved, resolution)))
     }
@@ -172,6 +172,9 @@ impl Operate for Worker {
                 let inputs = vertex.inputs.iter().map(|_| InputKey::default()).collect();
                 let (digest, opts) = (merge.cache_key(), CacheOpts::new());
                 return Ok(CacheMap { digest, inputs, opts, complete: true });
+            }
+            Op::Local(_) | Op::Http(_) | Op::Exec(_) | Op::File(_) | Op::Diff(_) => {
+                return Err(OpError::Unsupported { what: format!("the {} operation", vertex.op.kind()) });
             }
         };
         let Some(resolution) = self.resolution(ctx, vertex).await? else {

@@ -1,5 +1,6 @@
 //! How Go's `encoding/json` writes what serde writes differently.
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Map;
 use serde_json::Value;
@@ -14,6 +15,45 @@ pub fn read<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
     let mut value = serde_json::from_slice(text)?;
     settle_oneofs(&mut value);
     serde_json::from_value(value)
+}
+
+/// Writes a message as Go's `encoding/json` does: byte for byte, so that both can be hashed.
+pub fn write<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
+    let mut value = serde_json::to_value(value)?;
+    write_oneofs(&mut value);
+    let text = serde_json::to_string(&value)?;
+    let mut escaped = String::with_capacity(text.len());
+    // Outside of texts there are none of these.
+    for character in text.chars() {
+        match character {
+            '<' => escaped.push_str("\\u003c"),
+            '>' => escaped.push_str("\\u003e"),
+            '&' => escaped.push_str("\\u0026"),
+            '\u{2028}' => escaped.push_str("\\u2028"),
+            '\u{2029}' => escaped.push_str("\\u2029"),
+            character => escaped.push(character),
+        }
+    }
+    Ok(escaped.into_bytes())
+}
+
+/// The opposite of [`settle_oneofs`], for the oneofs of users.
+fn write_oneofs(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(write_oneofs),
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                match field {
+                    Value::Null if name == "User" => *field = Value::Object(Map::new()),
+                    Value::Object(user) if name == "User" && user.get("byId") == Some(&Value::from(0)) => {
+                        user.clear();
+                    }
+                    field => write_oneofs(field),
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 fn settle_oneofs(value: &mut Value) {

@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::ops::op::RecordType;
+use crate::ops::op::ResolveMode;
 
 fn limits() -> Limits {
     Limits::default()
@@ -156,9 +158,6 @@ fn what_lbb_knows_and_the_daemon_does_not_is_named() {
         assert_eq!(error.vertex(), Some(op));
         error.to_string()
     };
-    assert_eq!(decode(pb::op::Op::Exec(Default::default())), "the exec operation is not supported");
-    assert_eq!(decode(pb::op::Op::File(Default::default())), "the file operation is not supported");
-    assert_eq!(decode(pb::op::Op::Diff(Default::default())), "the diff operation is not supported");
     assert_eq!(decode(pb::op::Op::Build(Default::default())), "the build operation is not supported");
     let error = decode(pb::op::Op::Passthrough(Default::default()));
     assert_eq!(error, "the passthrough operation is not supported");
@@ -171,6 +170,74 @@ fn what_lbb_knows_and_the_daemon_does_not_is_named() {
     let one = b.image("one");
     b.metadata(one).caps.insert("exec.teleport".into(), true);
     assert_eq!(b.decode(one).unwrap_err().to_string(), "capability exec.teleport is not supported");
+}
+
+#[test]
+fn names_of_steps_are_those_that_clients_know() {
+    use pb::file_action::Action;
+    let mut b = Builder::default();
+    let one = b.image("one");
+    let meta = pb::Meta { args: vec!["sh".into(), "-c".into(), "x y".into()], ..Default::default() };
+    let root = pb::Mount { dest: "/".into(), ..Default::default() };
+    let exec = pb::ExecOp { meta: Some(meta), mounts: vec![root], ..Default::default() };
+    let run = b.op(Some(pb::op::Op::Exec(exec)), &[one]);
+    let action =
+        |input, output, action| pb::FileAction { input, output, secondary_input: -1, action: Some(action) };
+    let mkdir = Action::Mkdir(pb::FileActionMkDir { path: "/d".into(), ..Default::default() });
+    let rm = Action::Rm(pb::FileActionRm { path: "/e".into(), ..Default::default() });
+    let actions = vec![action(0, -1, mkdir), action(1, 0, rm)];
+    let file = b.op(Some(pb::op::Op::File(pb::FileOp { actions })), &[run]);
+    let diff = |lower, upper| {
+        pb::op::Op::Diff(pb::DiffOp {
+            lower: Some(pb::LowerDiffInput { input: lower }),
+            upper: Some(pb::UpperDiffInput { input: upper }),
+        })
+    };
+    let changed = b.op(Some(diff(0, 1)), &[one, file]);
+    let top = b.op(Some(diff(-1, 0)), &[changed]);
+    let graph = b.decode(top).unwrap();
+    let name = |digest| graph.vertex(&digest).unwrap().name.clone();
+    assert_eq!(name(run), "sh -c x y");
+    assert_eq!(name(file), "mkdir /d, rm /e");
+    assert_eq!(name(changed), "diff (docker-image://one) -> (mkdir /d, rm /e)");
+    assert!(name(top).starts_with("diff scratch -> (diff (docker-image://one)"), "{}", name(top));
+    assert_eq!(graph.vertex(&top).unwrap().op, Op::Diff(DiffOp { lower: None, upper: Some(0) }));
+}
+
+#[test]
+fn an_output_that_a_step_does_not_have_is_refused() {
+    let meta = pb::Meta { args: vec!["true".into()], ..Default::default() };
+    let root = pb::Mount { dest: "/".into(), ..Default::default() };
+    let secret =
+        pb::Mount { dest: "/s".into(), mount_type: pb::MountType::Secret.into(), ..Default::default() };
+    let exec = pb::ExecOp { meta: Some(meta), mounts: vec![root, secret], ..Default::default() };
+    let mut b = Builder::default();
+    let one = b.image("one");
+    let run = b.op(Some(pb::op::Op::Exec(exec)), &[one]);
+    b.raw(pb::Op { inputs: vec![pb::Input { digest: run.to_string(), index: 1 }], ..Default::default() });
+    let error = b.build().decode(&limits()).unwrap_err();
+    assert!(matches!(error, LlbError::Output { output: 1, .. }), "{error}");
+}
+
+#[test]
+fn a_diff_of_what_is_not_there_is_refused() {
+    let side = |lower: Option<i64>, upper: Option<i64>| {
+        let diff = pb::DiffOp {
+            lower: lower.map(|input| pb::LowerDiffInput { input }),
+            upper: upper.map(|input| pb::UpperDiffInput { input }),
+        };
+        let mut b = Builder::default();
+        let one = b.image("one");
+        let op = b.op(Some(pb::op::Op::Diff(diff)), &[one]);
+        match b.decode(op).unwrap_err() {
+            LlbError::Invalid { reason, .. } => reason.to_string(),
+            error => panic!("{error}"),
+        }
+    };
+    assert_eq!(side(None, Some(0)), "there is no lower");
+    assert_eq!(side(Some(0), None), "there is no upper");
+    assert_eq!(side(Some(0), Some(1)), "upper is 1, and there are 1");
+    assert_eq!(side(Some(-2), Some(0)), "lower is -2, and there are 1");
 }
 
 #[test]
