@@ -33,6 +33,7 @@
 //! | 1 | `oci`, `db`, `task`, `proto` | spec values; the embedded store; owned tasks; generated code |
 //! |   | `archive` | tar archives and their compression |
 //! |   | `fs` | file system work beneath a root |
+//! |   | `pattern` | wildcards, and lists of patterns as a `.dockerignore` has them |
 //! | 0 | `failpoint` | where a test kills, fails or delays the process |
 //!
 //! Generated protobuf types appear only in `service.rs`, `convert.rs`, `llb.rs` and in `session/`.
@@ -77,6 +78,7 @@ pub mod archive;
 pub mod db;
 pub mod fs;
 pub mod oci;
+pub mod pattern;
 pub mod proto;
 pub mod task;
 // Row 2.
