@@ -29,6 +29,7 @@ use thunk::ops::llb::Limits;
 use thunk::registry::NoCredentials;
 use thunk::registry::RegistryClient;
 use thunk::registry::RegistryConfig;
+use thunk::snapshot::AbsentSnapshotter;
 use thunk::task::Tasks;
 
 use crate::harness::Image;
@@ -69,7 +70,7 @@ impl Stack {
         let content =
             ContentStore::open(&root.join("content"), db.clone(), Leases::new(), connect, tasks.clone())
                 .unwrap();
-        let cache = Cache::new(db.clone(), content.clone(), tasks.clone(), root);
+        let cache = Cache::new(db.clone(), content.clone(), Arc::new(AbsentSnapshotter), tasks.clone(), root);
         let images = ImageList::new(db.clone());
         let worker = Worker::new(cache.clone(), registry.clone(), images.clone(), tasks.clone());
         let exporters = Exporters::new(content.clone(), registry, images, tasks.clone());
@@ -141,9 +142,9 @@ async fn a_pull_asks_for_the_manifest_and_the_config_and_no_layer() {
     let (registry, stack, image) = (TestRegistry::open(), Stack::new(), image());
     registry.put_image("team/base", "1", &image);
     let pulled = stack.pull(&Ctx::background(), &registry.reference("team/base", "1")).await;
-    assert_eq!(pulled.layers().len(), LAYERS);
+    assert_eq!(pulled.parts().len(), LAYERS);
     assert!(pulled.is_lazy());
-    assert_eq!(pulled.size(), image.layer_bytes());
+    assert_eq!(pulled.blobs().map(|l| l.blob.size).sum::<u64>(), image.layer_bytes());
     assert_eq!(registry.blob_gets(), 1, "{}", registry.story());
     registry.forget();
     let again = stack.pull(&Ctx::background(), &registry.reference("team/base", "1")).await;
@@ -265,6 +266,6 @@ async fn an_image_that_was_named_here_is_resolved_without_its_registry() {
     assert_eq!(pruned.len(), LAYERS, "a name holds blobs, not records");
     registry.go_down();
     let found = stack.pull(&Ctx::background(), &name).await;
-    assert_eq!(found.layers().len(), LAYERS);
+    assert_eq!(found.parts().len(), LAYERS);
     assert!(found.is_lazy());
 }

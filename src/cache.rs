@@ -33,19 +33,26 @@
 //! which finds them after a crash as well.
 
 mod collect;
+mod diff;
 mod filter;
 mod images;
+mod layers;
 mod live;
+mod materialize;
+mod mutable;
 mod plan;
 mod prune;
 mod record;
 mod reference;
 mod remote;
+mod snapshots;
+mod unpack;
 mod usage;
 
 #[cfg(test)]
 mod tests;
 
+use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,6 +64,7 @@ use crate::content;
 use crate::content::ContentError;
 use crate::content::ContentStore;
 use crate::content::DescHandlers;
+use crate::content::FetchError;
 use crate::content::Origin;
 use crate::content::Residency;
 use crate::db::Db;
@@ -64,7 +72,10 @@ use crate::db::DbError;
 use crate::db::ReadTx;
 use crate::db::WriteTx;
 use crate::oci::Descriptor;
+use crate::oci::DiffId;
 use crate::oci::Digest;
+use crate::snapshot::SnapshotError;
+use crate::snapshot::Snapshotter;
 use crate::task::TaskFailed;
 use crate::task::Tasks;
 
@@ -72,11 +83,16 @@ pub use filter::Filter;
 pub use filter::InvalidFilter;
 pub use images::ImageList;
 pub use images::NamedImage;
+pub use layers::LayerOptions;
+pub use materialize::Tree;
+pub use mutable::MutableOptions;
+pub use mutable::MutableRef;
 pub use prune::PruneOptions;
 pub use record::BlobChainId;
 pub use record::InvalidRecordId;
 pub use record::Layer;
 pub use record::MissingDiffId;
+pub use record::Part;
 pub use record::RecordId;
 pub use record::RecordType;
 pub use reference::ImmutableRef;
@@ -84,11 +100,15 @@ pub use remote::Remote;
 pub use usage::Usage;
 pub use usage::UsageOptions;
 
+use layers::Packing;
 use live::Live;
+use materialize::Materializer;
+use mutable::InUse;
 use plan::Plan;
 use record::Kind;
 use record::Row;
 use record::Uses;
+use snapshots::Snapshots;
 
 /// Layers of one state at most, merges included. Manifests stop far below.
 pub const MAX_LAYERS: usize = 16_384;
@@ -115,6 +135,10 @@ struct Inner {
     /// A path on the file system whose free space counts.
     root: PathBuf,
     live: Live,
+    snapshots: Snapshots,
+    files: Materializer,
+    in_use: InUse,
+    packing: Packing,
     listener: OnceLock<Arc<dyn RecordListener>>,
     /// One prune at a time: two would compete for the same records.
     pruning: Semaphore,
@@ -142,6 +166,25 @@ pub enum CacheError {
     TooManyLayers { count: usize },
     #[error("a state without layers has no record")]
     Empty,
+    #[error("cache record {id} is in use by somebody else")]
+    Locked { id: RecordId },
+    #[error("the files of {id} are still mounted")]
+    Busy { id: RecordId },
+    /// The layer links to files of the layers below it, or to none.
+    #[error("layer {digest} can't be unpacked without what is below it")]
+    NeedsLower { digest: Digest },
+    #[error("layer {digest} unpacks to {actual} instead of {expected}")]
+    WrongDiffId { digest: Digest, expected: DiffId, actual: DiffId },
+    #[error("layer {digest} can't be unpacked: {source}")]
+    Unpack { digest: Digest, source: Arc<dyn Error + Send + Sync> },
+    #[error("a layer can't be made: {source}")]
+    Pack { source: Arc<dyn Error + Send + Sync> },
+    #[error("cancelled")]
+    Cancelled,
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     #[error(transparent)]
     Db(#[from] DbError),
     #[error(transparent)]
@@ -159,16 +202,32 @@ fn list(digests: &[Digest]) -> String {
 pub struct Presence {
     /// Layers, those below included.
     pub layers: usize,
-    /// Layers whose blob is resident.
+    /// Layers whose blob or files are here.
     pub resident: usize,
 }
 
 impl Cache {
     /// `root` is where the bytes are kept: its file system's free space counts for pruning.
-    pub fn new(db: Db, content: ContentStore, tasks: Tasks, root: impl Into<PathBuf>) -> Cache {
-        let live = Live::new(db.clone());
-        let (listener, pruning) = (OnceLock::new(), Semaphore::new(1));
-        Cache(Arc::new(Inner { db, content, tasks, root: root.into(), live, listener, pruning }))
+    pub fn new(
+        db: Db,
+        content: ContentStore,
+        snapshotter: Arc<dyn Snapshotter>,
+        tasks: Tasks,
+        root: impl Into<PathBuf>,
+    ) -> Cache {
+        Cache(Arc::new(Inner {
+            live: Live::new(db.clone()),
+            snapshots: Snapshots::new(snapshotter, db.clone(), tasks.clone()),
+            files: Materializer::default(),
+            in_use: InUse::default(),
+            packing: Packing::default(),
+            listener: OnceLock::new(),
+            pruning: Semaphore::new(1),
+            root: root.into(),
+            db,
+            content,
+            tasks,
+        }))
     }
 
     /// Sets who is told of removed records. The first call counts.
@@ -202,14 +261,14 @@ impl Cache {
         handlers: &DescHandlers,
         options: RefOptions,
     ) -> Result<ImmutableRef, CacheError> {
-        let below = parent.map(ImmutableRef::layers).unwrap_or_default();
+        let below = parent.map(ImmutableRef::parts).unwrap_or_default();
         check_count(below.len() + layers.len())?;
         let blobs: Vec<Descriptor> = layers.iter().map(|l| l.blob.clone()).collect();
         let plan = Plan::of_layers(layers, parent, options).ok_or(CacheError::Empty)?;
-        let layers = below.iter().chain(plan.layers()).cloned().collect();
+        let parts = below.iter().cloned().chain(plan.parts()).collect();
         let mut all = parent.map(|p| p.handlers().clone()).unwrap_or_default();
         all.extend(handlers);
-        self.make(plan, blobs, layers, all).await
+        self.make(plan, blobs, parts, all).await
     }
 
     /// The record of `parents` on top of each other, lowest first. One parent is its own merge.
@@ -220,16 +279,16 @@ impl Cache {
         parents: &[ImmutableRef],
         options: RefOptions,
     ) -> Result<ImmutableRef, CacheError> {
-        let layers: Vec<Layer> = parents.iter().flat_map(|p| p.layers().iter().cloned()).collect();
-        check_count(layers.len())?;
+        let parts: Vec<Part> = parents.iter().flat_map(|p| p.parts().iter().cloned()).collect();
+        check_count(parts.len())?;
         match parents {
             [] => Err(CacheError::Empty),
             [only] => Ok(only.clone()),
             parents => {
                 let mut handlers = DescHandlers::new();
                 parents.iter().for_each(|p| handlers.extend(p.handlers()));
-                let plan = Plan::of_merge(parents, &layers, options).ok_or(CacheError::Empty)?;
-                self.make(plan, Vec::new(), layers, handlers).await
+                let plan = Plan::of_merge(parents, &parts, options).ok_or(CacheError::Empty)?;
+                self.make(plan, Vec::new(), parts, handlers).await
             }
         }
     }
@@ -238,22 +297,34 @@ impl Cache {
     pub fn get(&self, id: &RecordId, handlers: &DescHandlers) -> Result<ImmutableRef, CacheError> {
         let missing = || CacheError::NotFound { id: *id };
         let mut hold = self.0.live.hold(*id).ok_or_else(missing)?;
-        let Walked { row, layers, uses } = self.0.db.read(|tx| walk(tx, id))?.ok_or_else(missing)?;
-        self.0.check_providers(layers.iter().map(|l| &l.blob), handlers)?;
+        let Walked { row, parts, uses } = self.0.db.read(|tx| walk(tx, id))?.ok_or_else(missing)?;
+        if matches!(row.kind, Kind::Mutable { .. }) || !self.0.snapshots.has_all_made(&parts)? {
+            return Err(missing());
+        }
+        let here = self.0.snapshots.have_files(&parts)?;
+        let lacking = parts.iter().zip(here).filter(|(_, here)| !here).filter_map(|(part, _)| part.blob());
+        self.0.check_providers(lacking.map(|l| &l.blob), handlers)?;
         hold.count_use(uses);
-        Ok(ImmutableRef::new(self.clone(), hold, &row, layers, handlers.clone()))
+        Ok(ImmutableRef::new(self.clone(), hold, &row, parts, handlers.clone()))
     }
 
-    /// The layers of a record's state, bottom first; `None` if there is no such record.
-    pub fn layers(&self, id: &RecordId) -> Result<Option<Vec<Layer>>, CacheError> {
-        Ok(self.0.db.read(|tx| walk(tx, id))?.map(|walked| walked.layers))
+    /// The blobs of a record's state, bottom first; `None` if there is no such record.
+    pub fn blobs(&self, id: &RecordId) -> Result<Option<Vec<Layer>>, CacheError> {
+        let walked = self.0.db.read(|tx| walk(tx, id))?;
+        Ok(walked.map(|walked| walked.parts.iter().filter_map(Part::blob).cloned().collect()))
     }
 
     /// How much of a record is here; `None` if there is no such record.
     pub fn presence(&self, id: &RecordId) -> Result<Option<Presence>, CacheError> {
-        let Some(Walked { layers, .. }) = self.0.db.read(|tx| walk(tx, id))? else { return Ok(None) };
-        let resident = layers.iter().filter(|l| self.0.content.is_resident(&l.blob)).count();
-        Ok(Some(Presence { layers: layers.len(), resident }))
+        let Some(Walked { parts, .. }) = self.0.db.read(|tx| walk(tx, id))? else { return Ok(None) };
+        if !self.0.snapshots.has_all_made(&parts)? {
+            return Ok(None);
+        }
+        let files = self.0.snapshots.have_files(&parts)?;
+        let resident = |blob: Option<&Layer>| blob.is_none_or(|l| self.0.content.is_resident(&l.blob));
+        let resident =
+            parts.iter().zip(files).filter(|(part, files)| *files || resident(part.blob())).count();
+        Ok(Some(Presence { layers: parts.len(), resident }))
     }
 
     /// Finds the planned record or makes it. `blobs` are the planned layers' own.
@@ -261,7 +332,7 @@ impl Cache {
         &self,
         plan: Plan,
         blobs: Vec<Descriptor>,
-        layers: Vec<Layer>,
+        parts: Vec<Part>,
         handlers: DescHandlers,
     ) -> Result<ImmutableRef, CacheError> {
         self.0.check_providers(&blobs, &handlers)?;
@@ -282,7 +353,7 @@ impl Cache {
         };
         let uses = self.0.db.read(|tx| Uses::read(tx, &hold.id()))?;
         hold.count_use(uses);
-        Ok(ImmutableRef::new(self.clone(), hold, &row, layers, handlers))
+        Ok(ImmutableRef::new(self.clone(), hold, &row, parts, handlers))
     }
 }
 
@@ -341,31 +412,45 @@ fn check_count(count: usize) -> Result<(), CacheError> {
 /// A record with what stands beside it and below it.
 struct Walked {
     row: Row,
-    /// All layers of the state, bottom first.
-    layers: Vec<Layer>,
+    /// All change sets of the state, bottom first.
+    parts: Vec<Part>,
     uses: Option<Uses>,
 }
 
 fn walk(tx: &ReadTx, id: &RecordId) -> Result<Option<Walked>, DbError> {
-    let Some(top) = Row::read(tx, id)? else { return Ok(None) };
-    let mut layers = Vec::new();
-    let mut stack = top.kind.parents().to_vec();
-    if let Kind::Layer { layer, .. } = &top.kind {
-        layers.push(Layer::clone(layer));
+    /// What is left to be looked at, top first.
+    enum Step {
+        /// A record with all that it stands on.
+        State(RecordId),
+        /// Its own change set only.
+        Own(RecordId),
     }
-    // Top first: the highest parent is the last one, which is the next to be popped.
-    while let Some(id) = stack.pop() {
+    let Some(top) = Row::read(tx, id)? else { return Ok(None) };
+    let mut parts = Vec::new();
+    let mut stack = Vec::new();
+    let mut expand = |id: &RecordId, row: &Row, stack: &mut Vec<Step>| {
+        parts.extend(row.part(id));
+        // The highest is the last one, which is the next to be popped.
+        match &row.kind {
+            Kind::Slice { of } => stack.extend(of.iter().copied().map(Step::Own)),
+            kind => stack.extend(kind.parents().iter().copied().map(Step::State)),
+        }
+    };
+    expand(id, &top, &mut stack);
+    while let Some(step) = stack.pop() {
+        let (Step::State(id) | Step::Own(id)) = step;
         let row = Row::read(tx, &id)?.ok_or_else(|| DbError::Row {
             key: id.to_string(),
             reason: "it is missing, and another record stands on it".to_owned(),
         })?;
-        stack.extend_from_slice(row.kind.parents());
-        if let Kind::Layer { layer, .. } = row.kind {
-            layers.push(*layer);
+        expand(&id, &row, &mut stack);
+        if matches!(step, Step::Own(_)) {
+            // What it stands on is not part of the slice.
+            stack.truncate(stack.len() - row.kind.parents().len());
         }
     }
-    layers.reverse();
-    Ok(Some(Walked { row: top, layers, uses: Uses::read(tx, id)? }))
+    parts.reverse();
+    Ok(Some(Walked { row: top, parts, uses: Uses::read(tx, id)? }))
 }
 
 impl fmt::Debug for Cache {

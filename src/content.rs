@@ -290,6 +290,22 @@ impl ContentStore {
         self.inner.write_all(blobs).await
     }
 
+    /// Stores what `make` writes, on a thread where it may block. The inner error is its own; nothing of a
+    /// blob that failed is kept. The writer fails when the disk is full.
+    ///
+    /// A blob that is dropped in mid-way is made to its end and then nobody's.
+    pub async fn produce<T, E>(
+        &self,
+        media_type: impl Into<String>,
+        make: impl FnOnce(&mut dyn std::io::Write) -> Result<T, E> + Send + 'static,
+    ) -> Result<Result<(Descriptor, Lease, T), E>, ContentError>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        self.inner.produce(media_type.into(), make).await
+    }
+
     /// Deletes what nobody holds: files and rows of blobs without a lease or a lease row, and
     /// partial blobs that nobody asks for any more. Files younger than `keep` stay.
     pub async fn collect(&self, keep: std::time::Duration) -> Result<Collected, ContentError> {

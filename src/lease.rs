@@ -36,6 +36,8 @@ const BY_DIGEST: MultimapTableDefinition<&str, &str> = MultimapTableDefinition::
 pub enum Owner {
     /// A cache record, by its ID.
     Record(String),
+    /// A cache record, by its ID, for blobs that were made of it.
+    Blobs(String),
     /// A named image of this node.
     Image(String),
     /// The history of a build, by its ref.
@@ -46,6 +48,7 @@ impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Owner::Record(id) => write!(f, "record/{id}"),
+            Owner::Blobs(id) => write!(f, "blobs/{id}"),
             Owner::Image(name) => write!(f, "image/{name}"),
             Owner::History(build) => write!(f, "history/{build}"),
         }

@@ -6,6 +6,7 @@
 
 #![expect(clippy::todo, dead_code, unused_variables, reason = "signatures first: the bodies land next")]
 
+mod absent;
 mod apply;
 mod diff;
 mod error;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
+pub use absent::AbsentSnapshotter;
 pub use apply::Applied;
 pub use apply::ApplyError;
 pub use apply::ApplyOptions;

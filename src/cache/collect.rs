@@ -15,6 +15,8 @@ use super::Cache;
 use super::CacheError;
 use super::ImageList;
 use super::Inner;
+use super::layers;
+use super::mutable::own_snapshot;
 use super::prune::PruneOptions;
 use super::prune::choose;
 use super::record::Kind;
@@ -23,6 +25,9 @@ use super::record::RecordId;
 use super::record::Row;
 use super::record::USES;
 use super::record::Uses;
+use super::snapshots::Content;
+use super::snapshots::Snapshots;
+use super::snapshots::layer_key;
 use super::usage::Usage;
 use super::usage::UsageOptions;
 use crate::db;
@@ -30,6 +35,8 @@ use crate::db::DbError;
 use crate::db::ReadTx;
 use crate::lease;
 use crate::lease::Owner;
+use crate::oci::DiffId;
+use crate::snapshot::SnapshotKey;
 
 /// Records that one transaction removes at most, so that others can write in between.
 const BATCH: usize = 256;
@@ -66,6 +73,7 @@ impl Cache {
             for await usage in cache.prune_records(options) {
                 yield usage?;
             }
+            cache.collect_files().await?;
             cache.0.content.collect(Duration::ZERO).await?;
         }
     }
@@ -84,9 +92,19 @@ impl Cache {
             }
         }
         if records > 0 {
+            self.collect_files().await?;
             self.0.content.collect(Duration::ZERO).await?;
         }
         Ok(freed)
+    }
+
+    /// Removes the files of layers that no record has any more.
+    async fn collect_files(&self) -> Result<(), CacheError> {
+        let inner = self.0.clone();
+        let needed = self.0.tasks.spawn_blocking("cache scan", move || inner.db.read(Needed::read));
+        let needed = needed.await??;
+        self.0.snapshots.collect(|content| needed.has(content)).await?;
+        Ok(())
     }
 
     fn prune_records(
@@ -132,13 +150,19 @@ impl Cache {
                         listener.removed(tx, id)?;
                     }
                     lease::release_rows(tx, &Owner::Record(id.to_string()))?;
+                    layers::forget(tx, id)?;
+                    let snapshot = own_snapshot(&row.kind).cloned();
+                    if let Some(snapshot) = &snapshot {
+                        Snapshots::forget_row(tx, snapshot)?;
+                    }
                     row.remove(tx, id)?;
-                    removed.push(*id);
+                    removed.push((*id, snapshot));
                 }
                 Ok(removed)
             });
-            let removed = removed.await?;
+            let (removed, snapshots): (Vec<RecordId>, Vec<_>) = removed.await?.into_iter().unzip();
             doomed.forget(&removed);
+            inner.snapshots.remove(snapshots.into_iter().flatten().collect()).await;
             Ok::<_, DbError>(removed)
         });
         Ok(removal.await??)
@@ -152,19 +176,53 @@ impl Cache {
     }
 }
 
+/// Whose files records need.
+struct Needed {
+    records: HashSet<RecordId>,
+    layers: HashSet<DiffId>,
+}
+
+impl Needed {
+    fn read(tx: &ReadTx) -> Result<Needed, DbError> {
+        let mut needed = Needed { records: HashSet::new(), layers: HashSet::new() };
+        for (id, row) in rows(tx)? {
+            needed.records.insert(id);
+            if let Kind::Layer { layer, .. } = row.kind {
+                needed.layers.insert(layer.diff_id);
+            }
+        }
+        Ok(needed)
+    }
+
+    fn has(&self, content: &Content) -> bool {
+        match content {
+            Content::Layer(diff_id) => self.layers.contains(diff_id),
+            Content::Chain(record) | Content::Made(record) => self.records.contains(record),
+        }
+    }
+}
+
+fn rows(tx: &ReadTx) -> Result<Vec<(RecordId, Row)>, DbError> {
+    let Some(records) = tx.table(RECORDS)? else { return Ok(Vec::new()) };
+    let mut rows = Vec::new();
+    for entry in records.iter()? {
+        let (key, value) = entry?;
+        let reason = |e: super::InvalidRecordId| DbError::Row { key: e.text.clone(), reason: e.to_string() };
+        let id: RecordId = key.value().parse().map_err(reason)?;
+        rows.push((id, db::decode::<Row>(key.value(), value.value())?));
+    }
+    Ok(rows)
+}
+
 impl Inner {
     fn list(&self, tx: &ReadTx) -> Result<Vec<Usage>, DbError> {
-        let (Some(records), uses) = (tx.table(RECORDS)?, tx.table(USES)?) else { return Ok(Vec::new()) };
-        let mut rows = Vec::new();
-        for entry in records.iter()? {
-            let (key, value) = entry?;
-            let reason =
-                |e: super::InvalidRecordId| DbError::Row { key: e.text.clone(), reason: e.to_string() };
-            let id: RecordId = key.value().parse().map_err(reason)?;
-            rows.push((id, db::decode::<Row>(key.value(), value.value())?));
-        }
+        let mut rows = rows(tx)?;
+        let uses = tx.table(USES)?;
         rows.sort_by_key(|(id, row)| (row.created_at, *id));
+        let snapshots = Snapshots::sizes(tx)?;
+        let files = |key: &SnapshotKey| snapshots.get(key.as_str()).copied().unwrap_or(0);
         let mut counted = HashSet::new();
+        let mut counted_files = HashSet::new();
         let mut usages = Vec::with_capacity(rows.len());
         for (id, row) in &rows {
             let stored = match &uses {
@@ -172,15 +230,25 @@ impl Inner {
                 None => None,
             };
             let uses = self.live.uses(id, stored);
-            let blob = match &row.kind {
+            let own = match &row.kind {
                 Kind::Layer { layer, .. } => Some(&layer.blob),
-                Kind::Merge { .. } => None,
+                _ => None,
             };
-            let size = match blob {
-                Some(blob) if self.content.is_resident(blob) && counted.insert(blob.digest) => blob.size,
+            let made = layers::made_for(tx, id)?;
+            let mut size = 0;
+            for blob in own.into_iter().chain(made.iter().map(|layer| &layer.blob)) {
+                if self.content.is_resident(blob) && counted.insert(blob.digest) {
+                    size += blob.size;
+                }
+            }
+            size += match &row.kind {
+                Kind::Layer { layer, .. } if counted_files.insert(layer.diff_id) => {
+                    files(&layer_key(layer.diff_id))
+                }
+                Kind::Made { snapshot, .. } | Kind::Mutable { snapshot, .. } => files(snapshot),
                 _ => 0,
             };
-            let shared = match blob {
+            let shared = match own {
                 Some(blob) => lease::has_image_row(tx, &blob.digest)?,
                 None => false,
             };
@@ -195,6 +263,7 @@ impl Inner {
                 description: row.description.clone(),
                 record_type: row.record_type,
                 in_use: held,
+                mutable: matches!(row.kind, Kind::Mutable { .. }),
                 shared,
                 held,
             });

@@ -6,8 +6,10 @@ use super::ImmutableRef;
 use super::MAX_COMPANIONS;
 use super::RefOptions;
 use super::record::BlobChainId;
+use super::record::ChangeSet;
 use super::record::Kind;
 use super::record::Layer;
+use super::record::Part;
 use super::record::RecordId;
 use super::record::RecordType;
 use super::record::Row;
@@ -54,12 +56,21 @@ impl Plan {
         if steps.is_empty() { None } else { Some(Plan { steps, options }) }
     }
 
-    /// `layers` are those of the parents, in order; `None` for no layer.
-    pub(super) fn of_merge(parents: &[ImmutableRef], layers: &[Layer], options: RefOptions) -> Option<Plan> {
+    /// `parts` are those of the parents, in order; `None` for no part.
+    pub(super) fn of_merge(parents: &[ImmutableRef], parts: &[Part], options: RefOptions) -> Option<Plan> {
         let chains: Vec<BlobChainId> = parents.iter().map(ImmutableRef::blob_chain).collect();
-        let blob_chain = BlobChainId::merged(&chains);
-        let chain = ChainId::of_all(layers.iter().map(|l| l.diff_id))?;
         let kind = Kind::Merge { parents: parents.iter().map(ImmutableRef::id).collect() };
+        Plan::of_parts(BlobChainId::merged(&chains), kind, parts, options)
+    }
+
+    /// `parts` are change sets that stand on each other; `None` for no part.
+    pub(super) fn of_slice(parts: &[Part], options: RefOptions) -> Option<Plan> {
+        let of: Vec<RecordId> = parts.iter().map(|p| p.record).collect();
+        Plan::of_parts(BlobChainId::sliced(&of), Kind::Slice { of }, parts, options)
+    }
+
+    fn of_parts(blob_chain: BlobChainId, kind: Kind, parts: &[Part], options: RefOptions) -> Option<Plan> {
+        let chain = ChainId::of_all(parts.iter().map(Part::identity))?;
         Some(Plan { steps: vec![Step { id: blob_chain.record(), blob_chain, chain, kind }], options })
     }
 
@@ -68,10 +79,13 @@ impl Plan {
         self.steps[self.steps.len() - 1].id
     }
 
-    pub(super) fn layers(&self) -> impl Iterator<Item = &Layer> {
+    /// The change sets that the planned records add.
+    pub(super) fn parts(&self) -> impl Iterator<Item = Part> {
         self.steps.iter().filter_map(|step| match &step.kind {
-            Kind::Layer { layer, .. } => Some(layer.as_ref()),
-            Kind::Merge { .. } => None,
+            Kind::Layer { layer, .. } => {
+                Some(Part { record: step.id, set: ChangeSet::Blob(Layer::clone(layer)) })
+            }
+            _ => None,
         })
     }
 
@@ -138,6 +152,7 @@ impl Step {
             description: String::new(),
             record_type: RecordType::Regular,
             companions: Vec::new(),
+            keys: Vec::new(),
         }
     }
 
@@ -159,7 +174,7 @@ fn hold(tx: &WriteTx, id: &RecordId, row: &Row) -> Result<(), DbError> {
     let owner = Owner::Record(id.to_string());
     let own: Option<&Digest> = match &row.kind {
         Kind::Layer { layer, .. } => Some(&layer.blob.digest),
-        Kind::Merge { .. } => None,
+        _ => None,
     };
     lease::release_rows(tx, &owner)?;
     lease::hold_rows(tx, &owner, own.into_iter().chain(&row.companions))?;

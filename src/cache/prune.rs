@@ -144,6 +144,7 @@ mod tests {
             record_type: RecordType::Regular,
             held: false,
             in_use: false,
+            mutable: false,
             shared: false,
         }
     }

@@ -1,8 +1,9 @@
 //! Rows of cache records, and what names them.
 //!
-//! A record's ID is computed from what it is: the blobs of its layers in order, or the records that it
-//! merges. The same blobs are therefore the same record, on every node, and an ID that is made again
-//! after its record was collected names the same thing.
+//! Where a record's content has a name, its ID is computed from it: the blobs of its layers in order, or
+//! the records that it merges or slices. The same blobs are therefore the same record, on every node, and
+//! an ID that is made again after its record was collected names the same thing. What was made here has
+//! a random ID: it gets a digest when somebody asks for its blob.
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,6 +27,7 @@ use crate::oci::Descriptor;
 use crate::oci::DiffId;
 use crate::oci::Digest;
 use crate::oci::annotation;
+use crate::snapshot::SnapshotKey;
 
 /// [`Row`]s as JSON by record ID.
 pub(super) const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cache_records");
@@ -34,6 +36,8 @@ pub(super) const USES: TableDefinition<'_, &str, (i64, u64)> = TableDefinition::
 /// IDs of the records that stand on a record.
 pub(super) const CHILDREN: MultimapTableDefinition<'_, &str, &str> =
     MultimapTableDefinition::new("cache_children");
+/// IDs of the records that are found by a key.
+pub(super) const BY_KEY: MultimapTableDefinition<'_, &str, &str> = MultimapTableDefinition::new("cache_keys");
 
 /// Names a cache record.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,6 +51,11 @@ pub struct InvalidRecordId {
 }
 
 impl RecordId {
+    /// Of a record that is not named by its content.
+    pub(super) fn random() -> RecordId {
+        RecordId(rand::random())
+    }
+
     fn of(identity: Digest) -> RecordId {
         let mut id = [0; 16];
         id.copy_from_slice(&identity.raw()[..16]);
@@ -109,6 +118,17 @@ impl BlobChainId {
     pub(super) fn merged(parents: &[BlobChainId]) -> BlobChainId {
         let parents: Vec<String> = parents.iter().map(|p| p.0.to_string()).collect();
         BlobChainId(Digest::sha256(format!("merge {}", parents.join(" "))))
+    }
+
+    /// Own change sets of records that stand on each other, lowest first.
+    pub(super) fn sliced(of: &[RecordId]) -> BlobChainId {
+        let of: Vec<String> = of.iter().map(RecordId::to_string).collect();
+        BlobChainId(Digest::sha256(format!("slice {}", of.join(" "))))
+    }
+
+    /// Of a record that was made here.
+    pub(super) fn made(id: &RecordId) -> BlobChainId {
+        BlobChainId(Digest::sha256(format!("made {id}")))
     }
 
     pub(super) fn record(self) -> RecordId {
@@ -204,13 +224,69 @@ pub(super) enum Kind {
     Merge {
         parents: Vec<RecordId>,
     },
+    /// The own change sets of records that stand on each other, lowest first, without what is below.
+    Slice {
+        of: Vec<RecordId>,
+    },
+    /// A change set that was made here; its files are in a snapshot.
+    Made {
+        snapshot: SnapshotKey,
+        parent: Option<RecordId>,
+    },
+    /// A file system that is written to time and again.
+    Mutable {
+        snapshot: SnapshotKey,
+        parent: Option<RecordId>,
+    },
+}
+
+/// One change set of a state, and the record whose own it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Part {
+    pub(super) record: RecordId,
+    pub(super) set: ChangeSet,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum ChangeSet {
+    Blob(Layer),
+    Made(Made),
+}
+
+/// What is known of a change set that was made here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Made {
+    pub(super) snapshot: SnapshotKey,
+    pub(super) created_at: Timestamp,
+    pub(super) description: String,
+}
+
+impl Part {
+    /// What names the change set among others: its diff ID, or for one made here a name like it.
+    pub(super) fn identity(&self) -> DiffId {
+        match &self.set {
+            ChangeSet::Blob(layer) => layer.diff_id,
+            ChangeSet::Made(_) => DiffId(Digest::sha256(format!("made {}", self.record))),
+        }
+    }
+
+    /// The layer, if its blob is what the state was made of.
+    pub fn blob(&self) -> Option<&Layer> {
+        match &self.set {
+            ChangeSet::Blob(layer) => Some(layer),
+            ChangeSet::Made(_) => None,
+        }
+    }
 }
 
 impl Kind {
     pub(super) fn parents(&self) -> &[RecordId] {
         match self {
-            Kind::Layer { parent, .. } => parent.as_slice(),
+            Kind::Layer { parent, .. } | Kind::Made { parent, .. } | Kind::Mutable { parent, .. } => {
+                parent.as_slice()
+            }
             Kind::Merge { parents } => parents,
+            Kind::Slice { of } => of,
         }
     }
 }
@@ -229,9 +305,26 @@ pub(super) struct Row {
     /// Blobs that are held together with the layer's, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) companions: Vec<Digest>,
+    /// What it is found by, besides its ID.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) keys: Vec<String>,
 }
 
 impl Row {
+    /// The record's own change set, if it has one.
+    pub(super) fn part(&self, id: &RecordId) -> Option<Part> {
+        let set = match &self.kind {
+            Kind::Layer { layer, .. } => ChangeSet::Blob(Layer::clone(layer)),
+            Kind::Made { snapshot, .. } | Kind::Mutable { snapshot, .. } => ChangeSet::Made(Made {
+                snapshot: snapshot.clone(),
+                created_at: self.created_at,
+                description: self.description.clone(),
+            }),
+            Kind::Merge { .. } | Kind::Slice { .. } => return None,
+        };
+        Some(Part { record: *id, set })
+    }
+
     pub(super) fn read(tx: &ReadTx, id: &RecordId) -> Result<Option<Row>, DbError> {
         let key = id.to_string();
         match tx.table(RECORDS)? {
@@ -245,10 +338,14 @@ impl Row {
         tx.table(RECORDS)?.get(key.as_str())?.map(|v| db::decode(&key, v.value())).transpose()
     }
 
-    /// Writes the row, and that it stands on its parents.
+    /// Writes the row, that it stands on its parents, and what it is found by.
     pub(super) fn insert(&self, tx: &WriteTx, id: &RecordId) -> Result<(), DbError> {
         let key = id.to_string();
         tx.table(RECORDS)?.insert(key.as_str(), db::encode(self)?.as_slice())?;
+        let mut by_key = tx.multimap(BY_KEY)?;
+        for name in &self.keys {
+            by_key.insert(name.as_str(), key.as_str())?;
+        }
         let mut children = tx.multimap(CHILDREN)?;
         for parent in self.kind.parents() {
             children.insert(parent.to_string().as_str(), key.as_str())?;
@@ -261,6 +358,10 @@ impl Row {
         let key = id.to_string();
         tx.table(RECORDS)?.remove(key.as_str())?;
         tx.table(USES)?.remove(key.as_str())?;
+        let mut by_key = tx.multimap(BY_KEY)?;
+        for name in &self.keys {
+            by_key.remove(name.as_str(), key.as_str())?;
+        }
         let mut children = tx.multimap(CHILDREN)?;
         for parent in self.kind.parents() {
             children.remove(parent.to_string().as_str(), key.as_str())?;

@@ -1,20 +1,21 @@
 //! [`ImmutableRef`]: a record in use.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::Cache;
+use super::CacheError;
+use super::LayerOptions;
 use super::live::Hold;
 use super::record::BlobChainId;
 use super::record::Layer;
+use super::record::Part;
 use super::record::RecordId;
 use super::record::RecordType;
 use super::record::Row;
 use super::remote::Remote;
-use crate::content::ContentError;
 use crate::content::DescHandlers;
 use crate::content::FetchError;
 use crate::ctx::Ctx;
@@ -38,7 +39,7 @@ struct Inner {
     description: String,
     record_type: RecordType,
     /// Bottom first.
-    layers: Vec<Layer>,
+    parts: Vec<Part>,
     handlers: DescHandlers,
 }
 
@@ -47,7 +48,7 @@ impl ImmutableRef {
         cache: Cache,
         hold: Hold,
         row: &Row,
-        layers: Vec<Layer>,
+        parts: Vec<Part>,
         handlers: DescHandlers,
     ) -> ImmutableRef {
         ImmutableRef(Arc::new(Inner {
@@ -58,7 +59,7 @@ impl ImmutableRef {
             created_at: row.created_at,
             description: row.description.clone(),
             record_type: row.record_type,
-            layers,
+            parts,
             handlers,
         }))
     }
@@ -81,15 +82,14 @@ impl ImmutableRef {
         self.0.blob_chain
     }
 
-    /// All layers of the state, bottom first. A merge lists those of its parents.
-    pub fn layers(&self) -> &[Layer] {
-        &self.0.layers
+    /// All change sets of the state, bottom first. A merge lists those of its parents.
+    pub fn parts(&self) -> &[Part] {
+        &self.0.parts
     }
 
-    /// Bytes of all blobs, resident or not, each counted once.
-    pub fn size(&self) -> u64 {
-        let mut seen = HashSet::new();
-        self.layers().iter().filter(|l| seen.insert(l.blob.digest)).map(|l| l.blob.size).sum()
+    /// The layers among the change sets that were given as blobs, bottom first.
+    pub fn blobs(&self) -> impl DoubleEndedIterator<Item = &Layer> {
+        self.0.parts.iter().filter_map(Part::blob)
     }
 
     pub fn created_at(&self) -> Timestamp {
@@ -124,10 +124,10 @@ impl ImmutableRef {
         ImmutableRef(Arc::new(inner))
     }
 
-    /// True if some blob is not here.
+    /// True if some blob that the state was made of is not here.
     pub fn is_lazy(&self) -> bool {
         let content = self.0.cache.content();
-        self.layers().iter().any(|layer| !content.is_resident(&layer.blob))
+        self.blobs().any(|layer| !content.is_resident(&layer.blob))
     }
 
     /// Makes the blobs of all layers resident, all at the same time, with the rights of `ctx`. They
@@ -140,13 +140,15 @@ impl ImmutableRef {
     }
 
     /// The layers as descriptors, and a provider of their bytes that fetches a blob when it is read.
-    pub fn remote(&self) -> Result<Remote, ContentError> {
-        Remote::of(self)
+    /// Blobs of what was made here are made now, unless they were before.
+    pub async fn remote(&self, ctx: &Ctx, options: &LayerOptions) -> Result<Remote, CacheError> {
+        let layers = self.layers(ctx, options).await?;
+        Ok(Remote::of(self, &layers)?)
     }
 }
 
 impl fmt::Debug for ImmutableRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ImmutableRef({}, {} layers)", self.id(), self.layers().len())
+        write!(f, "ImmutableRef({}, {} parts)", self.id(), self.parts().len())
     }
 }

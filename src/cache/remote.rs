@@ -40,10 +40,11 @@ pub struct Remote {
 }
 
 impl Remote {
-    pub(super) fn of(reference: &ImmutableRef) -> Result<Remote, ContentError> {
+    /// `layers` are those of `reference`, bottom first.
+    pub(super) fn of(reference: &ImmutableRef, layers: &[Layer]) -> Result<Remote, ContentError> {
         let content = reference.cache().content().clone();
         let handlers = reference.handlers().clone();
-        let descriptors = reference.layers().iter().map(|layer| describe(layer, &content, &handlers));
+        let descriptors = layers.iter().map(|layer| describe(layer, &content, &handlers));
         Ok(Remote {
             descriptors: descriptors.collect::<Result<_, _>>()?,
             handlers,
@@ -55,27 +56,11 @@ impl Remote {
     /// For callers who look at no annotation.
     pub(super) fn without_origins(reference: &ImmutableRef) -> Remote {
         Remote {
-            descriptors: reference.layers().iter().map(|layer| layer.blob.clone()).collect(),
+            descriptors: reference.blobs().map(|layer| layer.blob.clone()).collect(),
             handlers: reference.handlers().clone(),
             content: reference.cache().content().clone(),
             _refs: vec![reference.clone()],
         }
-    }
-
-    /// The layers of all of `refs`, one state after the other.
-    pub fn of_all(content: &ContentStore, refs: &[ImmutableRef]) -> Result<Remote, ContentError> {
-        let mut all = Remote {
-            descriptors: Vec::new(),
-            handlers: DescHandlers::new(),
-            content: content.clone(),
-            _refs: refs.to_vec(),
-        };
-        for reference in refs {
-            let one = Remote::of(reference)?;
-            all.descriptors.extend(one.descriptors);
-            all.handlers.extend(&one.handlers);
-        }
-        Ok(all)
     }
 
     pub fn descriptors(&self) -> &[Descriptor] {

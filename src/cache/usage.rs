@@ -1,7 +1,7 @@
 //! What the cache uses of the disk, record by record.
 //!
-//! A record's size is that of its own blob if the blob is resident: what is remote takes no room. A
-//! blob that several records share counts for the one that was made first, so that the sum is what the
+//! A record's size is that of its own blobs and files, as far as they are here: what is remote takes no
+//! room. What several records share counts for the one that was made first, so that the sum is what the
 //! disk holds.
 
 use std::borrow::Cow;
@@ -35,6 +35,8 @@ pub struct Usage {
     pub record_type: RecordType,
     /// Somebody uses the record itself, or one that stands on it.
     pub in_use: bool,
+    /// It can be written.
+    pub mutable: bool,
     /// A named image of this node has the blob as well.
     pub shared: bool,
     /// Somebody uses the record itself.
@@ -54,8 +56,8 @@ impl Usage {
             "description" if !self.description.is_empty() => Some(Cow::Borrowed(self.description.as_str())),
             "type" => Some(Cow::Borrowed(self.record_type.name())),
             "inuse" => present(self.in_use),
-            "mutable" => None,
-            "immutable" => present(true),
+            "mutable" => present(self.mutable),
+            "immutable" => present(!self.mutable),
             "shared" => present(self.shared),
             "private" => present(!self.shared),
             _ => None,

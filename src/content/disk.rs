@@ -201,6 +201,21 @@ impl Disk {
         self.seal(&file, path)
     }
 
+    /// A blob that is written piece by piece, and gets its name when it is whole.
+    pub(super) fn create_new(&self) -> Result<NewFile<'_>, ContentError> {
+        let path = self.temporary("new");
+        let file = OpenOptions::new().write(true).create_new(true).open(&path);
+        let file = file.map_err(ContentError::io("make", &path))?;
+        Ok(NewFile {
+            disk: self,
+            path,
+            file,
+            hasher: DigestHasher::new(Algorithm::Sha256),
+            size: 0,
+            committed: false,
+        })
+    }
+
     fn seal(&self, file: &File, path: &Path) -> Result<(), ContentError> {
         file.set_permissions(Permissions::from_mode(0o444)).map_err(ContentError::io("protect", path))?;
         self.counters.fsync();
@@ -291,6 +306,59 @@ impl Disk {
         let mut hasher = digest.hasher();
         hash(&mut file, &mut hasher).map_err(ContentError::io("read", &path))?;
         Ok(hasher.finish() == *digest)
+    }
+}
+
+/// A blob on its way to the disk. Removed when it is dropped before it was committed.
+pub(super) struct NewFile<'d> {
+    disk: &'d Disk,
+    path: PathBuf,
+    file: File,
+    hasher: DigestHasher,
+    size: u64,
+    committed: bool,
+}
+
+impl NewFile<'_> {
+    pub(super) fn digest(&self) -> Digest {
+        self.hasher.clone().finish()
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Makes it durable under its digest.
+    pub(super) fn commit(mut self) -> Result<(), ContentError> {
+        let digest = self.digest();
+        self.disk.seal(&self.file, &self.path)?;
+        self.disk.rename(&self.path, &digest)?;
+        self.committed = true;
+        self.disk.sync_blobs(digest.algorithm())?;
+        failpoint::hit(Failpoint::BlobDirectorySynced)?;
+        Ok(())
+    }
+}
+
+impl io::Write for NewFile<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..n]);
+        self.size += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for NewFile<'_> {
+    fn drop(&mut self) {
+        if !self.committed {
+            // What can't be removed now is at the next start.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 

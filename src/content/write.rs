@@ -1,5 +1,6 @@
-//! Blobs that are made here.
+//! Blobs that are made here: from bytes in memory, or written by somebody on a thread of its own.
 
+use std::io::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -46,6 +47,38 @@ impl Inner {
         let noted = self.db.write_visible(move |tx| descriptors.iter().try_for_each(|d| rows::made(tx, d)));
         noted.await?;
         Ok(written)
+    }
+
+    pub(super) async fn produce<T, E>(
+        self: &Arc<Self>,
+        media_type: String,
+        make: impl FnOnce(&mut dyn Write) -> Result<T, E> + Send + 'static,
+    ) -> Result<Result<(Descriptor, Lease, T), E>, ContentError>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        let inner = Arc::clone(self);
+        let write = self.tasks.spawn_blocking("produce blob", move || {
+            let mut new = inner.disk.create_new()?;
+            let made = match make(&mut new) {
+                Ok(made) => made,
+                Err(error) => return Ok(Err(error)),
+            };
+            let (digest, size) = (new.digest(), new.size());
+            // First held, then visible: the collector takes what nobody holds.
+            let lease = inner.leases.hold(digest);
+            new.commit()?;
+            Ok::<_, ContentError>(Ok((Descriptor::new(media_type, digest, size), lease, made)))
+        });
+        let (descriptor, lease, made) = match write.await?? {
+            Ok(written) => written,
+            Err(error) => return Ok(Err(error)),
+        };
+        self.table.written(&descriptor.digest, descriptor.size);
+        let noted = descriptor.clone();
+        self.db.write_visible(move |tx| rows::made(tx, &noted)).await?;
+        Ok(Ok((descriptor, lease, made)))
     }
 
     /// True if the blob need not be written. Waits for the end of an eviction. The caller holds it.

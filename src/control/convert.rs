@@ -325,6 +325,7 @@ fn export_code(error: &ExportError) -> Code {
         ExportError::Fetch(error) => code_of(error),
         ExportError::Session(error) => error.refusal().unwrap_or(Code::Unknown),
         ExportError::Content(error) => code_of(error),
+        ExportError::Cache(error) => code_of(error),
         ExportError::Db(error) => code_of(error),
         ExportError::Json { .. } => Code::Internal,
         ExportError::Cancelled => Code::Cancelled,

@@ -37,6 +37,7 @@ use crate::registry::RegistryClient;
 use crate::registry::RegistryConfig;
 use crate::registry::SessionCredentials;
 use crate::session::Sessions;
+use crate::snapshot::AbsentSnapshotter;
 use crate::solver::Frontends;
 use crate::solver::Jobs;
 use crate::solver::KeyIndex;
@@ -93,7 +94,7 @@ impl Services {
         let path = root.join("content");
         let content = ContentStore::open(&path, db.clone(), Leases::new(), origins, work.clone())
             .map_err(|source| OpenError::Content { path, source })?;
-        let cache = Cache::new(db.clone(), content, work.clone(), &root);
+        let cache = Cache::new(db.clone(), content, Arc::new(AbsentSnapshotter), work.clone(), &root);
 
         let images = ImageList::new(db.clone());
         let worker = Worker::new(cache.clone(), registry.clone(), images.clone(), work.clone());

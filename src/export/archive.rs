@@ -99,7 +99,7 @@ impl ArchiveExport {
         }
         let oci = self.format == Format::Oci || target.defaults_to_oci();
         let (source, options) = prepare(&self.options, &self.metadata, source, oci)?;
-        let image = assemble(ctx, &source, &options)?;
+        let image = Box::pin(assemble(ctx, &source, &options)).await?;
         let mut root = image.root.clone();
         if !root.annotations.contains_key(CREATED) {
             let epoch = match options.epoch {

@@ -1,4 +1,5 @@
-//! [`assemble`]: manifests, configs and an index around layers that exist. Nothing is downloaded.
+//! [`assemble`]: manifests, configs and an index around layers. Layers that were made here get their
+//! blobs now; nothing is downloaded unless a layer is forced into another compression.
 //!
 //! What we write is written as BuildKit writes it, byte for byte (OCI image specification
 //! `manifest.md`, `image-index.md`; Docker image manifest version 2, schema 2).
@@ -7,6 +8,7 @@ use std::collections::BTreeMap;
 use std::collections::HashSet;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::ExportError;
@@ -20,8 +22,11 @@ use super::json;
 use super::options::ImageOptions;
 use super::source::ExportSource;
 use super::source::ResultPlatform;
+use crate::archive;
 use crate::cache::ImmutableRef;
 use crate::cache::Layer;
+use crate::cache::LayerOptions;
+use crate::cache::Part;
 use crate::content::DescHandlers;
 use crate::ctx::Ctx;
 use crate::oci::Descriptor;
@@ -75,14 +80,14 @@ impl Image {
 }
 
 /// One platform's part of an image.
-struct Part {
+struct ImagePart {
     manifest: Document,
     config: Document,
     layers: Vec<ImageLayer>,
 }
 
 /// Makes the documents of the image that `source` is. `options` are settled.
-pub(super) fn assemble(
+pub(super) async fn assemble(
     ctx: &Ctx,
     source: &ExportSource,
     options: &ImageOptions,
@@ -97,6 +102,7 @@ pub(super) fn assemble(
         return Err(ExportError::AnnotationsNeedOci);
     }
     let mut parts = Vec::with_capacity(platforms.len());
+    let mut layers = Vec::with_capacity(platforms.len());
     let mut refs = Vec::new();
     let mut handlers = DescHandlers::new();
     let step = Step::start(ctx, "exporting layers");
@@ -104,15 +110,17 @@ pub(super) fn assemble(
         let Some(found) = source.find(&platform.id) else {
             return Err(ExportError::MissingRef { id: platform.id.clone() });
         };
+        layers.push(match &found {
+            Some(reference) => layers_of(ctx, source, options, platform, reference).await?,
+            None => Vec::new(),
+        });
         if let Some(reference) = found {
             handlers.extend(reference.handlers());
             refs.push(reference);
         }
     }
     drop(step);
-    for platform in &platforms {
-        let reference = source.find(&platform.id).flatten();
-        let layers = reference.as_ref().map(ImmutableRef::layers).unwrap_or_default();
+    for (platform, layers) in platforms.iter().zip(&layers) {
         parts.push(part(ctx, source, options, platform, layers)?);
     }
     if source.is_multi_platform() {
@@ -125,7 +133,7 @@ pub(super) fn assemble(
     if !index.is_empty() || !index_descriptor.is_empty() {
         return Err(ExportError::NoIndex);
     }
-    let Some(Part { manifest, config, layers }) = parts.pop() else {
+    let Some(ImagePart { manifest, config, layers }) = parts.pop() else {
         return Err(ExportError::SinglePlatform { platforms: 0 });
     };
     let root = manifest.descriptor.clone();
@@ -141,21 +149,58 @@ pub(super) fn assemble(
     })
 }
 
+fn epoch(
+    source: &ExportSource,
+    options: &ImageOptions,
+    platform: &ResultPlatform,
+) -> Result<Option<Timestamp>, ExportError> {
+    match options.epoch {
+        Some(epoch) => Ok(epoch),
+        None => source.epoch(Some(platform)),
+    }
+}
+
+/// The layers of a state, in the compression and with the times that are asked for.
+async fn layers_of(
+    ctx: &Ctx,
+    source: &ExportSource,
+    options: &ImageOptions,
+    platform: &ResultPlatform,
+    reference: &ImmutableRef,
+) -> Result<Vec<Layer>, ExportError> {
+    let epoch = epoch(source, options, platform)?.filter(|_| options.rewrite_timestamp);
+    if epoch.is_some() {
+        refuse_rewriting(source.base_config(platform), reference.parts())?;
+    }
+    let refused = |what: String| ExportError::Unsupported { what };
+    let compression = match options.compression.archive() {
+        Some(compression) => compression,
+        None if reference.blobs().count() < reference.parts().len() => {
+            return Err(refused(format!("making a layer with compression {}", options.compression.name())));
+        }
+        None if options.force_compression && reference.blobs().next().is_some() => {
+            return Err(refused(format!("force-compression to {}", options.compression.name())));
+        }
+        None => archive::Compression::Gzip,
+    };
+    let wanted = LayerOptions {
+        compression,
+        level: options.compression_level,
+        force: options.force_compression,
+        epoch,
+    };
+    Ok(reference.layers(ctx, &wanted).await?)
+}
+
 fn part(
     ctx: &Ctx,
     source: &ExportSource,
     options: &ImageOptions,
     platform: &ResultPlatform,
     layers: &[Layer],
-) -> Result<Part, ExportError> {
+) -> Result<ImagePart, ExportError> {
     let base = source.base_config(platform);
-    let epoch = match options.epoch {
-        Some(epoch) => epoch,
-        None => source.epoch(Some(platform))?,
-    };
-    if options.rewrite_timestamp && epoch.is_some() {
-        refuse_rewriting(base, layers)?;
-    }
+    let epoch = epoch(source, options, platform)?;
     let origins: Vec<(DiffId, LayerOrigin)> = layers.iter().map(|l| (l.diff_id, origin(l))).collect();
     let config = config::write(&ConfigParts {
         config: source.config(platform).map(Bytes::as_ref),
@@ -167,8 +212,7 @@ fn part(
     let oci = options.is_oci();
     let config_type = if oci { media_type::OCI_CONFIG } else { media_type::DOCKER_CONFIG };
     let config = document(config_type, config);
-    let listed: Vec<Descriptor> =
-        layers.iter().map(|layer| describe(layer, options)).collect::<Result<_, _>>()?;
+    let listed: Vec<Descriptor> = layers.iter().map(|layer| describe(layer, options)).collect();
     // Without an index there is one platform, and what is said for one by name counts for none.
     let annotations = options.annotations.of(source.is_multi_platform().then_some(&platform.platform));
     let manifest_type = if oci { media_type::OCI_MANIFEST } else { media_type::DOCKER_MANIFEST };
@@ -186,13 +230,13 @@ fn part(
     drop(Step::start(ctx, format!("exporting config {}", config.descriptor.digest)));
     let blobs = layers.iter().map(|layer| layer.blob.clone());
     let layers = listed.into_iter().zip(blobs).map(|(listed, blob)| ImageLayer { listed, blob }).collect();
-    Ok(Part { manifest, config, layers })
+    Ok(ImagePart { manifest, config, layers })
 }
 
 fn index(
     ctx: &Ctx,
     options: &ImageOptions,
-    parts: Vec<Part>,
+    parts: Vec<ImagePart>,
     refs: Vec<ImmutableRef>,
     handlers: DescHandlers,
 ) -> Result<Image, ExportError> {
@@ -255,13 +299,8 @@ fn origin(layer: &Layer) -> LayerOrigin {
 }
 
 /// The layer as the manifest lists it.
-fn describe(layer: &Layer, options: &ImageOptions) -> Result<Descriptor, ExportError> {
+fn describe(layer: &Layer, options: &ImageOptions) -> Descriptor {
     let blob = &layer.blob;
-    let is_layer = media_type::is_layer(&blob.media_type);
-    if options.force_compression && is_layer && !options.compression.is_of(&blob.media_type) {
-        let what = format!("force-compression of layer {} to {}", blob.digest, options.compression.name());
-        return Err(ExportError::Unsupported { what });
-    }
     let keep_urls = options.prefer_nondistributable && !blob.urls.is_empty();
     let media_type = match media_type::compression(&blob.media_type) {
         Some(compression) => layer_type(compression, keep_urls, options.is_oci()).to_owned(),
@@ -275,7 +314,7 @@ fn describe(layer: &Layer, options: &ImageOptions) -> Result<Descriptor, ExportE
         let kept = blob.annotations.iter().filter(|(key, _)| KEPT_ANNOTATIONS.contains(&key.as_str()));
         descriptor.annotations = kept.map(|(k, v)| (k.clone(), v.clone())).collect();
     }
-    Ok(descriptor)
+    descriptor
 }
 
 /// The media type of a layer; a layer that is had from nowhere else than here is distributable.
@@ -294,8 +333,9 @@ fn layer_type(compression: media_type::Compression, foreign: bool, oci: bool) ->
     media_type::layer_as(media_type, oci)
 }
 
-/// Layers of the base image keep their times; others would have to be unpacked and packed again.
-fn refuse_rewriting(base: Option<&Bytes>, layers: &[Layer]) -> Result<(), ExportError> {
+/// Layers of the base image keep their times, and what is made here gets those that are asked for; others
+/// would have to be unpacked and packed again.
+fn refuse_rewriting(base: Option<&Bytes>, parts: &[Part]) -> Result<(), ExportError> {
     #[derive(serde::Deserialize)]
     struct Base {
         rootfs: RootFs,
@@ -312,8 +352,9 @@ fn refuse_rewriting(base: Option<&Bytes>, layers: &[Layer]) -> Result<(), Export
         }
         None => Vec::new(),
     };
-    let of_base = layers.iter().zip(&of_base).take_while(|(layer, base)| layer.diff_id == **base).count();
-    match layers.get(of_base) {
+    let is_base = |(part, base): &(&Part, &DiffId)| part.blob().is_some_and(|l| l.diff_id == **base);
+    let of_base = parts.iter().zip(&of_base).take_while(is_base).count();
+    match parts[of_base..].iter().find_map(Part::blob) {
         None => Ok(()),
         Some(layer) => Err(ExportError::Unsupported {
             what: format!("rewrite-timestamp of layer {}", layer.blob.digest),

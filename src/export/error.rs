@@ -3,6 +3,7 @@
 use super::config::InvalidConfig;
 use super::options::InvalidOptions;
 use super::push::PushFailure;
+use crate::cache::CacheError;
 use crate::content::ContentError;
 use crate::content::FetchError;
 use crate::ctx::Cancelled;
@@ -46,6 +47,8 @@ pub enum ExportError {
     #[error(transparent)]
     Content(#[from] ContentError),
     #[error(transparent)]
+    Cache(CacheError),
+    #[error(transparent)]
     Db(#[from] DbError),
     #[error("a document of the image can't be written or read")]
     Json {
@@ -67,6 +70,18 @@ impl ExportError {
             ExportError::Cancelled | ExportError::Fetch(FetchError::Cancelled { .. }) => true,
             ExportError::Push { source, .. } => source.is_cancelled(),
             _ => false,
+        }
+    }
+}
+
+impl From<CacheError> for ExportError {
+    fn from(error: CacheError) -> ExportError {
+        match error {
+            CacheError::Cancelled => ExportError::Cancelled,
+            CacheError::Fetch(error) => ExportError::Fetch(error),
+            CacheError::Content(error) => ExportError::Content(error),
+            CacheError::Db(error) => ExportError::Db(error),
+            error => ExportError::Cache(error),
         }
     }
 }

@@ -110,7 +110,7 @@ impl ImageExport {
         target: ExportTarget,
     ) -> Result<Exported, ExportError> {
         let (source, options) = prepare(&self.options, &self.metadata, source, target.defaults_to_oci())?;
-        let image = assemble(ctx, &source, &options)?;
+        let image = Box::pin(assemble(ctx, &source, &options)).await?;
         let root = image.root.clone();
         let mut response = response(&image, &root)?;
         let name = self.name(&source, &image);

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::annotations::AnnotationsByPlatform;
 use super::annotations::InvalidAnnotation;
-use crate::oci::media_type;
+use crate::archive;
 
 /// Attributes that all three exporters know.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct ImageOptions {
     pub oci_artifact: Option<bool>,
     pub attestation_inline: bool,
     pub compression: Compression,
+    /// Of layers that are made, in the compression's own scale.
+    pub compression_level: Option<i32>,
     pub force_compression: bool,
     pub prefer_nondistributable: bool,
     /// `Some(None)` for an epoch given as empty: the frontend's doesn't count then.
@@ -56,20 +58,19 @@ impl Compression {
         }
     }
 
+    /// What layers are made in; `None` for what can't be made.
+    pub(super) fn archive(self) -> Option<archive::Compression> {
+        match self {
+            Compression::Uncompressed => Some(archive::Compression::Uncompressed),
+            Compression::Gzip => Some(archive::Compression::Gzip),
+            Compression::Estargz => None,
+            Compression::Zstd => Some(archive::Compression::Zstd),
+        }
+    }
+
     /// True if only OCI has a media type for it.
     fn needs_oci(self) -> bool {
         matches!(self, Compression::Estargz | Compression::Zstd)
-    }
-
-    /// True if a layer of `media_type` is compressed so already, as far as that can be told without
-    /// reading it.
-    pub(super) fn is_of(self, media_type: &str) -> bool {
-        matches!(
-            (self, media_type::compression(media_type)),
-            (Compression::Uncompressed, Some(media_type::Compression::Uncompressed))
-                | (Compression::Gzip, Some(media_type::Compression::Gzip))
-                | (Compression::Zstd, Some(media_type::Compression::Zstd))
-        )
     }
 }
 
@@ -102,6 +103,7 @@ impl ImageOptions {
             oci_artifact: None,
             attestation_inline: inline_attestations,
             compression: Compression::Gzip,
+            compression_level: None,
             force_compression: false,
             prefer_nondistributable: false,
             epoch: None,
@@ -120,12 +122,10 @@ impl ImageOptions {
                         Compression::parse(&value).ok_or(InvalidOptions::Compression { value })?;
                 }
                 "force-compression" => options.force_compression = parse_flag(&key, &value)?,
-                // Layers that exist stay as they are, whatever their level.
-                "compression-level" => {
-                    if value.parse::<i64>().is_err() {
-                        return Err(InvalidOptions::Integer { key, value });
-                    }
-                }
+                "compression-level" => match value.parse::<i32>() {
+                    Ok(level) => options.compression_level = Some(level),
+                    Err(_) => return Err(InvalidOptions::Integer { key, value }),
+                },
                 "prefer-nondist-layers" => options.prefer_nondistributable = parse_bool(&key, &value)?,
                 "source-date-epoch" => options.epoch = Some(parse_epoch(&key, &value)?),
                 "rewrite-timestamp" => options.rewrite_timestamp = parse_bool(&key, &value)?,

@@ -27,6 +27,7 @@ use crate::oci::DiffId;
 use crate::oci::Digest;
 use crate::oci::Platform;
 use crate::oci::media_type;
+use crate::snapshot::AbsentSnapshotter;
 
 /// Fails the test when a byte is wanted.
 #[derive(Debug)]
@@ -66,7 +67,7 @@ impl Fixture {
         let connect = Arc::new(Untouched);
         let content =
             ContentStore::open(&root.join("content"), db.clone(), Leases::new(), connect, tasks.clone());
-        let cache = Cache::new(db, content.unwrap(), tasks, root);
+        let cache = Cache::new(db, content.unwrap(), Arc::new(AbsentSnapshotter), tasks, root);
         Fixture { _directory: directory, cache }
     }
 
@@ -88,7 +89,7 @@ fn layer(name: &str, media_type: &str) -> Layer {
     layer
 }
 
-fn exported(
+async fn exported(
     refs: ExportRefs,
     metadata: &[(&str, &str)],
     attributes: &[(&str, &str)],
@@ -100,7 +101,7 @@ fn exported(
     let source = ExportSource { refs, metadata };
     let (options, rest) = ImageOptions::parse(text(attributes), true)?;
     let (source, options) = prepare(&options, &rest, &source, true)?;
-    assemble(&Ctx::background(), &source, &options)
+    assemble(&Ctx::background(), &source, &options).await
 }
 
 const CONFIG: &str = r#"{"architecture":"amd64","os":"linux"}"#;
@@ -118,6 +119,7 @@ async fn a_manifest_is_written_as_other_builders_write_it() {
         &[("containerimage.config", CONFIG)],
         &[("annotation.org.example", "a&b")],
     )
+    .await
     .unwrap();
     let (diff, blob) = (Digest::sha256("diff a"), Digest::sha256("a"));
     let config = format!(
@@ -159,7 +161,7 @@ async fn a_manifest_is_written_as_other_builders_write_it() {
 
 #[tokio::test]
 async fn an_empty_result_is_an_image_without_layers() {
-    let image = exported(ExportRefs::default(), &[("containerimage.config", CONFIG)], &[]).unwrap();
+    let image = exported(ExportRefs::default(), &[("containerimage.config", CONFIG)], &[]).await.unwrap();
     assert!(manifest(&image).contains("\"layers\": null"), "as Go writes it");
     assert!(image.layers.is_empty());
 }
@@ -185,7 +187,7 @@ async fn platforms_become_an_index_with_the_annotations_of_each() {
     ];
     let refs = [("linux/amd64".to_owned(), Some(amd)), ("linux/arm64".to_owned(), Some(arm))];
     let refs = ExportRefs::Platforms(refs.into());
-    let image = exported(refs.clone(), &metadata, &[]).unwrap();
+    let image = exported(refs.clone(), &metadata, &[]).await.unwrap();
     let index: crate::oci::Index = serde_json::from_str(manifest(&image)).unwrap();
     assert_eq!(image.root.media_type, media_type::OCI_INDEX);
     assert_eq!(index.annotations["i"], "1");
@@ -198,12 +200,12 @@ async fn platforms_become_an_index_with_the_annotations_of_each() {
     assert_eq!(image.layers.len(), 3, "a shared layer is listed once");
     assert_eq!(image.config_digest, None);
     assert!(matches!(
-        exported(refs.clone(), &metadata, &[("oci-mediatypes", "false")]),
+        exported(refs.clone(), &metadata, &[("oci-mediatypes", "false")]).await,
         Err(ExportError::AnnotationsNeedOci)
     ));
     let unknown = [("annotation[linux/s390x].m", "3")];
     assert!(matches!(
-        exported(refs, &metadata, &unknown),
+        exported(refs, &metadata, &unknown).await,
         Err(ExportError::AnnotationPlatform { platform }) if platform == "linux/s390x"
     ));
 }
@@ -212,28 +214,29 @@ async fn platforms_become_an_index_with_the_annotations_of_each() {
 async fn layers_stay_as_they_are_or_the_export_says_what_it_cannot_do() {
     let f = Fixture::new();
     let state = f.state(vec![layer("z", media_type::OCI_LAYER_ZSTD)]).await;
-    let single = |attributes: &[(&str, &str)]| {
-        exported(ExportRefs::Single(Some(state.clone())), &[("containerimage.config", CONFIG)], attributes)
+    let single = async |attributes: &[(&str, &str)]| {
+        let refs = ExportRefs::Single(Some(state.clone()));
+        exported(refs, &[("containerimage.config", CONFIG)], attributes).await
     };
-    let kept = single(&[("compression", "gzip")]).unwrap();
+    let kept = single(&[("compression", "gzip")]).await.unwrap();
     assert_eq!(kept.layers[0].listed.media_type, media_type::OCI_LAYER_ZSTD);
-    let docker = single(&[("oci-mediatypes", "false"), ("oci-artifact", "false")]).unwrap();
+    let docker = single(&[("oci-mediatypes", "false"), ("oci-artifact", "false")]).await.unwrap();
     assert_eq!(docker.layers[0].listed.media_type, media_type::DOCKER_LAYER_ZSTD);
     assert_eq!(docker.configs[0].descriptor.media_type, media_type::DOCKER_CONFIG);
-    assert!(single(&[("compression", "zstd"), ("force-compression", "true")]).is_ok());
+    assert!(single(&[("compression", "zstd"), ("force-compression", "true")]).await.is_ok());
     for attributes in [
-        &[("compression", "gzip"), ("force-compression", "true")][..],
-        &[("compression", "estargz"), ("force-compression", "")],
+        &[("compression", "estargz"), ("force-compression", "")][..],
         &[("rewrite-timestamp", "true"), ("source-date-epoch", "1")],
     ] {
-        assert!(matches!(single(attributes), Err(ExportError::Unsupported { .. })), "{attributes:?}");
+        assert!(matches!(single(attributes).await, Err(ExportError::Unsupported { .. })), "{attributes:?}");
     }
-    assert!(single(&[("rewrite-timestamp", "true")]).is_ok(), "without an epoch there is nothing to rewrite");
+    let rewritten = single(&[("rewrite-timestamp", "true")]).await;
+    assert!(rewritten.is_ok(), "without an epoch there is nothing to rewrite");
     let base = format!(r#"{{"rootfs":{{"diff_ids":["{}"]}}}}"#, Digest::sha256("diff z"));
     let metadata = [("containerimage.config", CONFIG), ("containerimage.base.config", &base)];
     let attributes = [("rewrite-timestamp", "true"), ("source-date-epoch", "1")];
     assert!(
-        exported(ExportRefs::Single(Some(state.clone())), &metadata, &attributes).is_ok(),
+        exported(ExportRefs::Single(Some(state.clone())), &metadata, &attributes).await.is_ok(),
         "layers of the base keep their times"
     );
 }
@@ -244,15 +247,15 @@ async fn a_foreign_layer_is_distributed_unless_that_is_not_wanted() {
     let mut foreign = layer("windows", media_type::DOCKER_FOREIGN_LAYER_GZIP);
     foreign.blob.urls = vec!["https://example.com/x".into()];
     let state = f.state(vec![foreign.clone()]).await;
-    let image = |attributes: &[(&str, &str)]| {
+    let image = async |attributes: &[(&str, &str)]| {
         let refs = ExportRefs::Single(Some(state.clone()));
-        exported(refs, &[("containerimage.config", CONFIG)], attributes).unwrap()
+        exported(refs, &[("containerimage.config", CONFIG)], attributes).await.unwrap()
     };
-    let shared = image(&[]);
+    let shared = image(&[]).await;
     assert_eq!(shared.layers[0].listed.media_type, media_type::OCI_LAYER_GZIP);
     assert!(shared.layers[0].listed.urls.is_empty());
     assert_eq!(shared.layers[0].blob, foreign.blob, "its bytes still come from its own URL");
-    let kept = image(&[("prefer-nondist-layers", "true")]);
+    let kept = image(&[("prefer-nondist-layers", "true")]).await;
     assert_eq!(kept.layers[0].listed.media_type, media_type::OCI_FOREIGN_LAYER_GZIP);
     assert_eq!(kept.layers[0].listed.urls, foreign.blob.urls);
 }
@@ -265,7 +268,7 @@ async fn one_platform_has_neither_an_index_nor_annotations_of_one() {
         (&[("annotation-index-descriptor.a", "b")], false),
         (&[("annotation-manifest-descriptor.a", "b")], true),
     ] {
-        let image = exported(ExportRefs::default(), &metadata, attributes);
+        let image = exported(ExportRefs::default(), &metadata, attributes).await;
         assert_eq!(image.is_ok(), ok, "{attributes:?}");
         if let Ok(image) = image {
             assert_eq!(image.root.annotations["a"], "b");

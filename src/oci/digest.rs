@@ -61,6 +61,13 @@ impl Digest {
         Digest::from_raw(Algorithm::Sha256, &Sha256::digest(bytes.as_ref()))
     }
 
+    /// Of a SHA-256 hash that was computed elsewhere.
+    pub fn from_sha256(raw: [u8; 32]) -> Digest {
+        let mut hash = [0; 64];
+        hash[..32].copy_from_slice(&raw);
+        Digest { algorithm: Algorithm::Sha256, hash }
+    }
+
     /// SHA-512 of `bytes`.
     pub fn sha512(bytes: impl AsRef<[u8]>) -> Digest {
         Digest::from_raw(Algorithm::Sha512, &Sha512::digest(bytes.as_ref()))

@@ -223,11 +223,11 @@ impl Operate for Worker {
             // Handlers are wanted even if the blobs are here or origins suffice: they say what the
             // asker may read, they report, and they ask with the rights of whoever names the image now.
             Ok(found) => {
-                let digests: Vec<Digest> = found.layers().iter().map(|l| l.blob.digest).collect();
+                let digests: Vec<Digest> = found.blobs().map(|l| l.blob.digest).collect();
                 Ok(Some(found.with_handlers(&offered(opts, &digests))))
             }
             Err(CacheError::NeedsRemoteProvider { .. }) => {
-                let layers = self.cache.layers(&id).map_err(load_error)?.ok_or(LoadError::Missing)?;
+                let layers = self.cache.blobs(&id).map_err(load_error)?.ok_or(LoadError::Missing)?;
                 let digests: Vec<Digest> = layers.iter().map(|l| l.blob.digest).collect();
                 Ok(Some(self.cache.get(&id, &offered(opts, &digests)).map_err(load_error)?))
             }
@@ -236,7 +236,7 @@ impl Operate for Worker {
     }
 
     fn endow(&self, output: ImmutableRef, opts: &CacheOptGetter) -> ImmutableRef {
-        let digests: Vec<Digest> = output.layers().iter().map(|l| l.blob.digest).collect();
+        let digests: Vec<Digest> = output.blobs().map(|l| l.blob.digest).collect();
         output.preferring(&offered(opts, &digests))
     }
 

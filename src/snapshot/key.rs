@@ -4,6 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::Deserialize;
+use serde::Deserializer;
+use serde::Serialize;
+use serde::Serializer;
+
 const MAX_LENGTH: usize = 128;
 
 /// 1 to 128 of `A-Z a-z 0-9 . _ : -`, not all dots, so that it is a file name wherever it is used as one.
@@ -36,6 +41,18 @@ impl FromStr for SnapshotKey {
 
     fn from_str(text: &str) -> Result<SnapshotKey, InvalidSnapshotKey> {
         SnapshotKey::new(text)
+    }
+}
+
+impl Serialize for SnapshotKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for SnapshotKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<SnapshotKey, D::Error> {
+        SnapshotKey::new(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 

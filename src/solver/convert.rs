@@ -19,6 +19,7 @@ use super::error::SolveError;
 use super::error::SourceLocation;
 use super::jobs::JobExists;
 use super::jobs::NoSuchJob;
+use crate::cache::CacheError;
 use crate::content::ContentError;
 use crate::content::FetchError;
 use crate::db::DbError;
@@ -33,6 +34,7 @@ use crate::proto::errdefs;
 use crate::proto::pb;
 use crate::proto::rpc;
 use crate::registry::RegistryError;
+use crate::snapshot::SnapshotError;
 use crate::task::TaskFailed;
 
 const TYPE_PREFIX: &str = "github.com/moby/buildkit/";
@@ -162,6 +164,18 @@ fn own_code(error: &(dyn Error + 'static)) -> Option<Code> {
             SourceError::Task(inner) => own_code(inner),
             SourceError::NotLocal { .. } => Some(Code::NotFound),
             SourceError::Cancelled => Some(Code::Cancelled),
+            _ => None,
+        };
+    }
+    if let Some(error) = error.downcast_ref::<CacheError>() {
+        return match error {
+            CacheError::Db(inner) => own_code(inner),
+            CacheError::Content(inner) => own_code(inner),
+            CacheError::Fetch(inner) => own_code(inner),
+            CacheError::Task(inner) => own_code(inner),
+            CacheError::Snapshot(SnapshotError::NoSpace) => Some(Code::ResourceExhausted),
+            CacheError::Snapshot(_) => Some(Code::Internal),
+            CacheError::Cancelled => Some(Code::Cancelled),
             _ => None,
         };
     }

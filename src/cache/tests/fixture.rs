@@ -28,6 +28,7 @@ use crate::oci::Descriptor;
 use crate::oci::DiffId;
 use crate::oci::Digest;
 use crate::oci::media_type;
+use crate::snapshot::AbsentSnapshotter;
 use crate::task::Tasks;
 
 /// What all registries have, by digest.
@@ -101,7 +102,7 @@ impl Fixture {
         let content =
             ContentStore::open(&root.join("content"), db.clone(), Leases::new(), connect, tasks.clone());
         let content = content.unwrap();
-        let cache = Cache::new(db.clone(), content.clone(), tasks.clone(), root);
+        let cache = Cache::new(db.clone(), content.clone(), Arc::new(AbsentSnapshotter), tasks.clone(), root);
         Fixture { directory, registries, db, content, cache, tasks }
     }
 

@@ -8,6 +8,7 @@ use tokio::sync::Barrier;
 use super::fixture::Fixture;
 use super::fixture::repository;
 use crate::cache::CacheError;
+use crate::cache::LayerOptions;
 use crate::cache::Presence;
 use crate::cache::PruneOptions;
 use crate::cache::RefOptions;
@@ -27,7 +28,7 @@ async fn registering_an_image_is_one_transaction_whatever_its_layers() {
         let image = f.cache.get_by_layers(layers, None, &handlers, RefOptions::default()).await.unwrap();
         assert_eq!(f.db.commits() - commits, 1, "{count} layers");
         assert!(f.db.fsyncs() - fsyncs <= 2, "{count} layers: {} fsyncs", f.db.fsyncs() - fsyncs);
-        assert_eq!(image.layers().len(), count);
+        assert_eq!(image.parts().len(), count);
         assert!(image.is_lazy());
         std::mem::forget(image);
     }
@@ -53,8 +54,8 @@ async fn the_same_blobs_are_the_same_record_and_write_nothing_again() {
     }
     let last = &one_by_one[2];
     assert_eq!((last.id(), last.chain()), (first.id(), first.chain()));
-    assert_eq!(last.chain(), ChainId::of_all(first.layers().iter().map(|l| l.diff_id)).unwrap());
-    assert_eq!(last.layers(), first.layers());
+    assert_eq!(last.chain(), ChainId::of_all(first.blobs().map(|l| l.diff_id)).unwrap());
+    assert_eq!(last.parts(), first.parts());
     assert_eq!(f.db.commits(), commits, "it was all there");
 }
 
@@ -124,15 +125,15 @@ async fn a_merge_of_lazy_refs_is_lazy_and_lists_the_layers_of_all() {
     let merged = f.cache.merge(&made, RefOptions::default()).await.unwrap();
     assert_eq!(f.opens(), 0);
     assert!(merged.is_lazy());
-    let names: Vec<_> = merged.layers().iter().map(|l| l.diff_id).collect();
+    let names: Vec<_> = merged.blobs().map(|l| l.diff_id).collect();
     assert_eq!(names, f.layers(["a", "b", "c"]).iter().map(|l| l.diff_id).collect::<Vec<_>>());
     assert_eq!(f.cache.merge(&made, RefOptions::default()).await.unwrap().id(), merged.id());
     assert_eq!(f.cache.merge(&made[..1], RefOptions::default()).await.unwrap().id(), made[0].id());
     assert!(matches!(f.cache.merge(&[], RefOptions::default()).await, Err(CacheError::Empty)));
     let nested = f.cache.merge(&[merged.clone(), made[0].clone()], RefOptions::default()).await.unwrap();
     let found = f.cache.get(&nested.id(), &DescHandlers::new()).unwrap();
-    assert_eq!(found.layers(), nested.layers());
-    assert_eq!(found.layers().len(), 5);
+    assert_eq!(found.parts(), nested.parts());
+    assert_eq!(found.parts().len(), 5);
 }
 
 #[tokio::test]
@@ -149,7 +150,7 @@ async fn descriptors_that_leave_carry_every_known_repository_lazy_or_not() {
     }
     let image = image.unwrap();
     for _ in 0..2 {
-        let remote = image.remote().unwrap();
+        let remote = image.remote(&Ctx::background(), &LayerOptions::default()).await.unwrap();
         let [descriptor] = remote.descriptors() else { panic!() };
         assert_eq!(descriptor.annotations["containerd.io/distribution.source.r.example"], "app,base");
         assert_eq!(descriptor.annotations[annotation::UNCOMPRESSED], layers[0].diff_id.to_string());
@@ -165,7 +166,7 @@ async fn opening_one_blob_leaves_the_others_where_they_are() {
     let layers = f.layers(["a", "b", "c"]);
     let handlers = f.handlers(&layers, &repository("app"));
     let image = f.cache.get_by_layers(layers, None, &handlers, RefOptions::default()).await.unwrap();
-    let remote = image.remote().unwrap();
+    let remote = image.remote(&Ctx::background(), &LayerOptions::default()).await.unwrap();
     let reader = remote.open(&Ctx::background(), &remote.descriptors()[1]).await.unwrap();
     assert_eq!(reader.size(), remote.descriptors()[1].size);
     assert_eq!(f.opens(), 1);

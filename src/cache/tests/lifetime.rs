@@ -67,7 +67,7 @@ async fn removing_a_record_takes_its_leases_and_tells_the_listener_in_one_transa
     let manifest = Descriptor::of("m", b"manifest");
     let companions = vec![manifest.digest];
     let made = image(&f, &["a", "b"], RefOptions { companions, ..RefOptions::default() }).await;
-    let (id, top) = (made.id(), made.layers()[1].blob.digest);
+    let (id, top) = (made.id(), made.blobs().nth(1).unwrap().blob.digest);
     assert!(is_leased(&f, &top) && is_leased(&f, &manifest.digest));
     assert!(prune(&f, PruneOptions::default()).await.is_empty(), "it is in use");
     drop(made);
@@ -165,7 +165,7 @@ async fn frontends_and_named_images_stay_unless_all_is_asked_for() {
     let options = RefOptions { record_type: RecordType::Frontend, ..RefOptions::default() };
     drop(image(&f, &["frontend"], options).await);
     let named = image(&f, &["named"], RefOptions::default()).await;
-    let blob = named.layers()[0].blob.clone();
+    let blob = named.blobs().next().unwrap().blob.clone();
     let images = ImageList::new(f.db.clone());
     images.set("x", blob.clone(), vec![blob.digest], jiff::Timestamp::UNIX_EPOCH).await.unwrap();
     drop(named);
@@ -201,8 +201,8 @@ async fn a_record_that_is_made_again_while_it_is_removed_is_whole() {
             tokio::join!(prune(&f, PruneOptions::default()), image(&f, &["a", "b"], RefOptions::default()));
         drop(pruned);
         let found = f.cache.get(&made.id(), &DescHandlers::new()).unwrap();
-        assert_eq!(found.layers().len(), 2);
-        assert!(made.layers().iter().all(|l| is_leased(&f, &l.blob.digest)));
+        assert_eq!(found.parts().len(), 2);
+        assert!(made.blobs().all(|l| is_leased(&f, &l.blob.digest)));
     }
 }
 

@@ -79,7 +79,7 @@ async fn run(steps: Vec<Step>) {
                 let handlers = f.handlers(&layers, &repository("app"));
                 let image =
                     f.cache.get_by_layers(layers, None, &handlers, RefOptions::default()).await.unwrap();
-                assert_eq!(image.layers().len(), names.len());
+                assert_eq!(image.parts().len(), names.len());
                 held.push(image);
                 learn(&f, &mut model).await;
             }
@@ -89,7 +89,7 @@ async fn run(steps: Vec<Step>) {
                 let below = on.get(&held).clone();
                 let made = f.cache.get_by_blob(layer, Some(&below), &handlers, RefOptions::default()).await;
                 let made = made.unwrap();
-                assert_eq!(made.layers().len(), below.layers().len() + 1);
+                assert_eq!(made.parts().len(), below.parts().len() + 1);
                 held.push(made);
                 learn(&f, &mut model).await;
             }
@@ -128,7 +128,7 @@ async fn run(steps: Vec<Step>) {
         let used = with_ancestors(&model, held.iter().map(ImmutableRef::id));
         for usage in usage {
             assert_eq!(usage.in_use, used.contains(&usage.id));
-            let layers = f.cache.layers(&usage.id).unwrap().unwrap();
+            let layers = f.cache.blobs(&usage.id).unwrap().unwrap();
             for layer in layers {
                 let leased = f.db.read(|tx| Ok(lease::has_row(tx, &layer.blob.digest)?)).unwrap();
                 assert!(leased && f.content.stat(&layer.blob.digest).unwrap().is_some());

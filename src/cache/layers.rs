@@ -1,0 +1,274 @@
+//! Blobs of a state's change sets: those that it was made of, or made now.
+//!
+//! A change set that was made here has no blob until somebody wants one, and then one for each
+//! compression. A layer that has a blob keeps it, unless its compression is not the one that is forced.
+//!
+//! # Invariants
+//!
+//! - One packing per change set and compression, whatever asks.
+//! - The record's row of blobs and the lease rows that keep them are one transaction.
+//! - A layer that is not forced into a compression stays as lazy as it was.
+//!
+//! # Cancellation
+//!
+//! A packing ends when it is done, whoever waits: the next one who asks wants the same.
+
+use std::io::Read as _;
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use futures::StreamExt as _;
+use futures::TryStreamExt as _;
+use futures::stream;
+use jiff::Timestamp;
+use redb::ReadableTable;
+use redb::TableDefinition;
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Cache;
+use super::CacheError;
+use super::ImmutableRef;
+use super::record::ChangeSet;
+use super::record::Layer;
+use super::record::Part;
+use super::record::RecordId;
+use super::unpack::Changes;
+use crate::archive::Compression;
+use crate::archive::Decoder;
+use crate::archive::Encoder;
+use crate::archive::HashingWriter;
+use crate::content::BlobReader;
+use crate::content::DescHandlers;
+use crate::ctx::Ctx;
+use crate::db;
+use crate::db::DbError;
+use crate::db::ReadTx;
+use crate::db::WriteTx;
+use crate::lease;
+use crate::lease::Owner;
+use crate::oci::DiffId;
+use crate::oci::Digest;
+use crate::oci::media_type;
+use crate::task::Flights;
+
+/// Lists of [`Variant`]s as JSON by record ID.
+const BLOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cache_blobs");
+
+/// Change sets that are packed at the same time. Each one uses every core.
+const CONCURRENT: usize = 2;
+
+/// Which blobs are wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LayerOptions {
+    /// Of blobs that are made.
+    pub compression: Compression,
+    /// The compression's own scale; a good default if absent.
+    pub level: Option<i32>,
+    /// Layers whose blobs have another compression are made anew.
+    pub force: bool,
+    /// No file of a change set that was made here is younger.
+    pub epoch: Option<Timestamp>,
+}
+
+impl Default for LayerOptions {
+    fn default() -> LayerOptions {
+        LayerOptions { compression: Compression::Gzip, level: None, force: false, epoch: None }
+    }
+}
+
+/// A blob of a change set, and what it was made for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Variant {
+    /// The compression with its level, and the epoch.
+    of: String,
+    layer: Layer,
+}
+
+/// Packings under way, by record and variant.
+pub(super) type Packing = Flights<(RecordId, String), (), Result<Layer, CacheError>>;
+
+impl LayerOptions {
+    fn variant(&self, part: &Part) -> String {
+        let level = self.level.map(|level| format!(":{level}")).unwrap_or_default();
+        let epoch = match (&part.set, self.epoch) {
+            (ChangeSet::Made(_), Some(epoch)) => format!("@{}", epoch.as_second()),
+            _ => String::new(),
+        };
+        format!("{}{level}{epoch}", self.compression)
+    }
+}
+
+impl ImmutableRef {
+    /// The layers of the state, bottom first. Blobs that there aren't are made, which needs the files of
+    /// what was made here, and of a layer that is forced into another compression its bytes.
+    ///
+    /// Cancellation safe: what was made is kept.
+    pub async fn layers(&self, ctx: &Ctx, options: &LayerOptions) -> Result<Vec<Layer>, CacheError> {
+        let one = |part| self.cache().layer(ctx, part, self.handlers(), options).boxed();
+        let made: Vec<_> = self.parts().iter().map(one).collect();
+        let made = stream::iter(made).buffered(CONCURRENT).try_collect();
+        ctx.run(made).await.map_err(|_| CacheError::Cancelled)?
+    }
+}
+
+impl Cache {
+    async fn layer(
+        &self,
+        ctx: &Ctx,
+        part: &Part,
+        handlers: &DescHandlers,
+        options: &LayerOptions,
+    ) -> Result<Layer, CacheError> {
+        if let Some(layer) = part.blob() {
+            let is_layer = media_type::is_layer(&layer.blob.media_type);
+            let same = compression_of(&layer.blob.media_type) == Some(options.compression);
+            if !options.force || !is_layer || same {
+                return Ok(layer.clone());
+            }
+        }
+        let variant = options.variant(part);
+        if let Some(found) = self.0.db.read(|tx| find(tx, &part.record, &variant))? {
+            // A blob may have been lost with the disk's contents; it is made again then.
+            if self.0.content.is_resident(&found.blob) {
+                return Ok(found);
+            }
+        }
+        // With the asker's rights; who joins the packing has shown its own.
+        let blob = match part.blob() {
+            Some(layer) => Some(self.0.content.reader(ctx, &layer.blob, handlers).await?),
+            None => None,
+        };
+        let (cache, part, options) = (self.clone(), part.clone(), *options);
+        let key = (part.record, variant.clone());
+        let start = |_| {
+            let pack = async move {
+                match blob {
+                    Some(blob) => cache.convert(&part, blob, variant, options).await,
+                    None => cache.pack(&part, variant, options).await,
+                }
+            };
+            (Arc::new(()), pack)
+        };
+        self.0.packing.join(&self.0.tasks, key, start, |()| ()).await?
+    }
+
+    /// Makes the blob of a change set that was made here.
+    async fn pack(&self, part: &Part, variant: String, options: LayerOptions) -> Result<Layer, CacheError> {
+        let ChangeSet::Made(made) = &part.set else { return Err(CacheError::NotFound { id: part.record }) };
+        let hold = Arc::new(self.0.snapshots.hold(made.snapshot.clone()).await);
+        let changes = self.changes(part, hold).await?;
+        let mut layer = self.pack_changes(changes, options).await?;
+        layer.created = Some(made.created_at.to_string());
+        layer.created_by = Some(made.description.clone()).filter(|text| !text.is_empty());
+        self.note(part.record, Variant { of: variant, layer }).await
+    }
+
+    /// Writes changes into the store. The blob is nobody's until somebody notes it.
+    pub(super) async fn pack_changes(
+        &self,
+        changes: Changes,
+        options: LayerOptions,
+    ) -> Result<Layer, CacheError> {
+        let packed = self.0.content.produce(media_type_of(options.compression), move |sink| {
+            let encoder = Encoder::new(sink, options.compression, options.level).map_err(CacheError::pack)?;
+            let mut hashing = HashingWriter::new(encoder);
+            changes.write(&mut hashing, options.epoch)?;
+            let (encoder, hashed) = hashing.finish();
+            encoder.finish().map_err(CacheError::pack)?;
+            Ok::<_, CacheError>(DiffId(Digest::from_sha256(hashed.sha256)))
+        });
+        let (blob, _lease, diff_id) = packed.await??;
+        Ok(Layer::new(blob, diff_id))
+    }
+
+    /// Makes a blob of another compression from a blob.
+    async fn convert(
+        &self,
+        part: &Part,
+        blob: BlobReader,
+        variant: String,
+        options: LayerOptions,
+    ) -> Result<Layer, CacheError> {
+        let Some(layer) = part.blob().cloned() else { return Err(CacheError::NotFound { id: part.record }) };
+        let converted = self.0.content.produce(media_type_of(options.compression), move |sink| {
+            let encoder = Encoder::new(sink, options.compression, options.level).map_err(CacheError::pack)?;
+            let mut hashing = HashingWriter::new(encoder);
+            let mut plain = Decoder::new(super::unpack::Positioned::new(blob));
+            std::io::copy(&mut plain.by_ref(), &mut hashing).map_err(CacheError::pack)?;
+            let (encoder, hashed) = hashing.finish();
+            encoder.finish().map_err(CacheError::pack)?;
+            Ok::<_, CacheError>(DiffId(Digest::from_sha256(hashed.sha256)))
+        });
+        let (blob, _lease, diff_id) = converted.await??;
+        if diff_id != layer.diff_id {
+            let (digest, expected) = (layer.blob.digest, layer.diff_id);
+            return Err(CacheError::WrongDiffId { digest, expected, actual: diff_id });
+        }
+        let layer = Layer { blob, ..layer };
+        self.note(part.record, Variant { of: variant, layer }).await
+    }
+
+    /// Notes a blob of a record, and keeps it as long as that.
+    async fn note(&self, record: RecordId, variant: Variant) -> Result<Layer, CacheError> {
+        let layer = variant.layer.clone();
+        let written = self.0.db.write_visible(move |tx| {
+            let key = record.to_string();
+            let mut variants = read(tx, &key)?;
+            variants.retain(|v| v.of != variant.of);
+            variants.push(variant.clone());
+            tx.table(BLOBS)?.insert(key.as_str(), db::encode(&variants)?.as_slice())?;
+            let digests: Vec<Digest> = variants.iter().map(|v| v.layer.blob.digest).collect();
+            lease::hold_rows(tx, &Owner::Blobs(key), &digests)?;
+            Ok(())
+        });
+        written.await?;
+        Ok(layer)
+    }
+}
+
+fn read(tx: &WriteTx, key: &str) -> Result<Vec<Variant>, DbError> {
+    let table = tx.table(BLOBS)?;
+    let row = table.get(key)?;
+    Ok(row.map(|v| db::decode(key, v.value())).transpose()?.unwrap_or_default())
+}
+
+fn find(tx: &ReadTx, record: &RecordId, variant: &str) -> Result<Option<Layer>, DbError> {
+    let of = variants(tx, record)?;
+    Ok(of.into_iter().find(|v| v.of == variant).map(|v| v.layer))
+}
+
+fn variants(tx: &ReadTx, record: &RecordId) -> Result<Vec<Variant>, DbError> {
+    let key = record.to_string();
+    let Some(table) = tx.table(BLOBS)? else { return Ok(Vec::new()) };
+    Ok(table.get(key.as_str())?.map(|v| db::decode(&key, v.value())).transpose()?.unwrap_or_default())
+}
+
+/// The layers that were made for a record.
+pub(super) fn made_for(tx: &ReadTx, record: &RecordId) -> Result<Vec<Layer>, DbError> {
+    Ok(variants(tx, record)?.into_iter().map(|v| v.layer).collect())
+}
+
+/// Forgets the blobs of a record, in the transaction that removes it.
+pub(super) fn forget(tx: &WriteTx, record: &RecordId) -> Result<(), DbError> {
+    let key = record.to_string();
+    tx.table(BLOBS)?.remove(key.as_str())?;
+    lease::release_rows(tx, &Owner::Blobs(key))?;
+    Ok(())
+}
+
+fn compression_of(media_type: &str) -> Option<Compression> {
+    Some(match media_type::compression(media_type)? {
+        media_type::Compression::Uncompressed => Compression::Uncompressed,
+        media_type::Compression::Gzip => Compression::Gzip,
+        media_type::Compression::Zstd => Compression::Zstd,
+    })
+}
+
+fn media_type_of(compression: Compression) -> &'static str {
+    match compression {
+        Compression::Uncompressed => media_type::OCI_LAYER,
+        Compression::Gzip => media_type::OCI_LAYER_GZIP,
+        Compression::Zstd => media_type::OCI_LAYER_ZSTD,
+    }
+}

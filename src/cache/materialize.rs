@@ -1,0 +1,409 @@
+//! A state becomes files: [`ImmutableRef::extract`] and [`ImmutableRef::mount`].
+//!
+//! ```text
+//! a snapshotter that stacks            one that doesn't
+//!
+//! parts   a    b    c                  parts   a -> b -> c
+//!         |    |    |                          |    |    |
+//! layer-a layer-b made-c               chain-a <- chain-ab <- made-c or chain-abc
+//!    all unpacked at the same time        one on top of the other
+//! ```
+//!
+//! # Invariants
+//!
+//! - A snapshot is committed only after the digest of its blob and its diff ID held.
+//! - One unpacking per snapshot, whatever asks. Each asker fetches with its own rights first: the blob
+//!   is shared by the content store, the unpacking here.
+//! - A local snapshot never demands its blob.
+//!
+//! # Cancellation
+//!
+//! Every method may be dropped. An unpacking ends when nobody waits for it; what it wrote is removed,
+//! the blob stays.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::Weak;
+
+use futures::FutureExt as _;
+use futures::StreamExt as _;
+use futures::TryStreamExt as _;
+use futures::stream;
+use tokio_util::sync::CancellationToken;
+
+use super::Cache;
+use super::CacheError;
+use super::ImmutableRef;
+use super::record::ChangeSet;
+use super::record::Layer;
+use super::record::Part;
+use super::record::RecordId;
+use super::snapshots::Content;
+use super::snapshots::SnapshotHold;
+use super::snapshots::Snapshots;
+use super::snapshots::chain_key;
+use super::snapshots::layer_key;
+use super::unpack::Below;
+use crate::content::BlobReader;
+use crate::content::DescHandlers;
+use crate::ctx::Ctx;
+use crate::oci::ChainId;
+use crate::snapshot::Mounted;
+use crate::snapshot::SnapshotKey;
+use crate::task::Flights;
+
+/// Layers of one state that are fetched and unpacked at the same time.
+const CONCURRENT: usize = 16;
+
+/// What is shared by those who make states into files.
+#[derive(Default)]
+pub(super) struct Materializer {
+    unpacking: Flights<SnapshotKey, (), Result<(), CacheError>>,
+    mounting: Flights<RecordId, (), Result<Arc<Tree>, CacheError>>,
+    /// States that are mounted to be read.
+    trees: Mutex<HashMap<RecordId, Weak<Tree>>>,
+}
+
+/// The files of a state, or of one that is being made, below a directory. Unmounted when dropped.
+pub struct Tree {
+    /// `None` only while it is dropped.
+    mounted: Option<Mounted>,
+    /// A view that goes with the tree.
+    view: Option<SnapshotKey>,
+    snapshots: Snapshots,
+    /// Keep what is below.
+    _holds: Vec<Arc<SnapshotHold>>,
+}
+
+impl Tree {
+    pub(super) fn new(
+        mounted: Mounted,
+        view: Option<SnapshotKey>,
+        snapshots: Snapshots,
+        holds: Vec<Arc<SnapshotHold>>,
+    ) -> Tree {
+        Tree { mounted: Some(mounted), view, snapshots, _holds: holds }
+    }
+
+    /// The root of the files.
+    pub fn path(&self) -> &Path {
+        self.mounted.as_ref().map_or(Path::new(""), Mounted::path)
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        drop(self.mounted.take());
+        if let Some(view) = self.view.take() {
+            self.snapshots.discard(view);
+        }
+    }
+}
+
+impl fmt::Debug for Tree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tree({})", self.path().display())
+    }
+}
+
+impl ImmutableRef {
+    /// Makes the files of the state, with the rights of `ctx`. They stay until they are pruned.
+    ///
+    /// Cancellation safe: what was fetched, and what was unpacked whole, is kept.
+    pub async fn extract(&self, ctx: &Ctx) -> Result<(), CacheError> {
+        self.cache().stand_on(ctx, self.parts(), self.handlers()).await?;
+        Ok(())
+    }
+
+    /// The files of the state, to be read. Who mounts the same state at the same time shares the mount.
+    ///
+    /// Cancellation safe.
+    pub async fn mount(&self, ctx: &Ctx) -> Result<Arc<Tree>, CacheError> {
+        let cache = self.cache();
+        let holds = cache.stand_on(ctx, self.parts(), self.handlers()).await?;
+        if let Some(tree) = cache.0.files.mounted(&self.id()) {
+            return Ok(tree);
+        }
+        let (id, work) = (self.id(), cache.clone());
+        let start = |_: CancellationToken| {
+            let mount = async move {
+                // Somebody may have been faster.
+                if let Some(tree) = work.0.files.mounted(&id) {
+                    return Ok(tree);
+                }
+                let tree = Arc::new(work.view(holds).await?);
+                work.0.files.remember(id, &tree);
+                Ok(tree)
+            };
+            (Arc::new(()), mount)
+        };
+        let run = cache.0.files.mounting.join(&cache.0.tasks, id, start, |()| ());
+        ctx.run(run).await.map_err(|_| CacheError::Cancelled)??
+    }
+}
+
+impl Materializer {
+    fn mounted(&self, id: &RecordId) -> Option<Arc<Tree>> {
+        self.trees.lock().unwrap_or_else(PoisonError::into_inner).get(id)?.upgrade()
+    }
+
+    fn remember(&self, id: RecordId, tree: &Arc<Tree>) {
+        let mut trees = self.trees.lock().unwrap_or_else(PoisonError::into_inner);
+        trees.retain(|_, tree| tree.strong_count() > 0);
+        trees.insert(id, Arc::downgrade(tree));
+    }
+}
+
+impl Cache {
+    /// Mounts a view of the snapshots.
+    pub(super) async fn view(&self, holds: Vec<Arc<SnapshotHold>>) -> Result<Tree, CacheError> {
+        let snapshots = &self.0.snapshots;
+        let parents: Vec<SnapshotKey> = holds.iter().map(|h| h.key().clone()).collect();
+        let key = snapshots.temporary("view");
+        let snapshotter = snapshots.snapshotter();
+        snapshotter.view(&key, &parents).await?;
+        match snapshotter.mount(&key, true).await {
+            Ok(mounted) => Ok(Tree::new(mounted, Some(key), snapshots.clone(), holds)),
+            Err(error) => {
+                snapshots.discard(key);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The snapshots that a snapshot must have as parents to have the files of `parts`, made where they
+    /// are missing.
+    pub(super) async fn stand_on(
+        &self,
+        ctx: &Ctx,
+        parts: &[Part],
+        handlers: &DescHandlers,
+    ) -> Result<Vec<Arc<SnapshotHold>>, CacheError> {
+        if self.0.snapshots.stacks() {
+            self.stack(ctx, parts, handlers).await
+        } else {
+            Ok(self.chain(ctx, parts, handlers).await?.into_iter().collect())
+        }
+    }
+
+    /// One snapshot per part, all made at the same time.
+    async fn stack(
+        &self,
+        ctx: &Ctx,
+        parts: &[Part],
+        handlers: &DescHandlers,
+    ) -> Result<Vec<Arc<SnapshotHold>>, CacheError> {
+        let making: Vec<_> =
+            parts.iter().map(|part| self.part_snapshot(ctx, part, handlers).boxed()).collect();
+        let holds: Vec<Option<Arc<SnapshotHold>>> =
+            stream::iter(making).buffered(CONCURRENT).try_collect().await?;
+        if holds.iter().all(Option::is_some) {
+            return Ok(holds.into_iter().flatten().collect());
+        }
+        // Some layer links to files of those below it: it is unpacked once they are there.
+        let mut below: Vec<Arc<SnapshotHold>> = Vec::with_capacity(parts.len());
+        let mut chain: Option<ChainId> = None;
+        for (part, hold) in parts.iter().zip(holds) {
+            let id = part.identity();
+            let here = chain.map_or(ChainId::of(id), |below| below.then(id));
+            chain = Some(here);
+            let hold = match (hold, &part.set) {
+                (Some(hold), _) => hold,
+                (None, ChangeSet::Blob(layer)) => {
+                    let target = Target {
+                        key: chain_key(here),
+                        of: Content::Chain(part.record),
+                        parents: Vec::new(),
+                        lower: below.clone(),
+                        alone: false,
+                    };
+                    self.unpack_into(ctx, layer, handlers, target).await?
+                }
+                (None, ChangeSet::Made(_)) => return Err(CacheError::NotFound { id: part.record }),
+            };
+            below.push(hold);
+        }
+        Ok(below)
+    }
+
+    /// The snapshot of a part's own files; `None` for a layer that can't be unpacked alone.
+    async fn part_snapshot(
+        &self,
+        ctx: &Ctx,
+        part: &Part,
+        handlers: &DescHandlers,
+    ) -> Result<Option<Arc<SnapshotHold>>, CacheError> {
+        let layer = match &part.set {
+            ChangeSet::Made(made) => {
+                let hold = Arc::new(self.0.snapshots.hold(made.snapshot.clone()).await);
+                let here = self.0.snapshots.is_present(hold.key())?;
+                return if here { Ok(Some(hold)) } else { Err(CacheError::NotFound { id: part.record }) };
+            }
+            ChangeSet::Blob(layer) => layer,
+        };
+        let target = Target {
+            key: layer_key(layer.diff_id),
+            of: Content::Layer(layer.diff_id),
+            parents: Vec::new(),
+            lower: Vec::new(),
+            alone: true,
+        };
+        match self.unpack_into(ctx, layer, handlers, target).await {
+            Ok(hold) => Ok(Some(hold)),
+            Err(CacheError::NeedsLower { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The snapshot of the whole tree; `None` for no part.
+    async fn chain(
+        &self,
+        ctx: &Ctx,
+        parts: &[Part],
+        handlers: &DescHandlers,
+    ) -> Result<Option<Arc<SnapshotHold>>, CacheError> {
+        // All blobs at once, before they are unpacked one after the other.
+        let lacking = self.lacking(parts)?;
+        let fetches: Vec<_> =
+            lacking.into_iter().map(|layer| self.fetch(ctx, layer, handlers).boxed()).collect();
+        let mut fetches = stream::iter(fetches).buffer_unordered(CONCURRENT);
+        while fetches.try_next().await?.is_some() {}
+        drop(fetches);
+        let mut below: Option<Arc<SnapshotHold>> = None;
+        let mut chain: Option<ChainId> = None;
+        for part in parts {
+            let id = part.identity();
+            let here = chain.map_or(ChainId::of(id), |below| below.then(id));
+            chain = Some(here);
+            let parents: Vec<SnapshotKey> = below.iter().map(|h| h.key().clone()).collect();
+            let target = Target {
+                key: chain_key(here),
+                of: Content::Chain(part.record),
+                parents: parents.clone(),
+                lower: below.clone().into_iter().collect(),
+                alone: false,
+            };
+            let hold = match &part.set {
+                ChangeSet::Blob(layer) => self.unpack_into(ctx, layer, handlers, target).await?,
+                ChangeSet::Made(made) => {
+                    let hold = Arc::new(self.0.snapshots.hold(made.snapshot.clone()).await);
+                    if !self.0.snapshots.is_present(hold.key())? {
+                        return Err(CacheError::NotFound { id: part.record });
+                    }
+                    let stat = self.0.snapshots.snapshotter().stat(hold.key()).await?;
+                    if stat.parents == parents { hold } else { self.replay(ctx, part, hold, target).await? }
+                }
+            };
+            below = Some(hold);
+        }
+        Ok(below)
+    }
+
+    /// The layers above the highest whole tree that is here.
+    fn lacking<'p>(&self, parts: &'p [Part]) -> Result<Vec<&'p Layer>, CacheError> {
+        let chains = parts.iter().scan(None::<ChainId>, |chain, part| {
+            let id = part.identity();
+            let here = chain.map_or(ChainId::of(id), |below| below.then(id));
+            *chain = Some(here);
+            Some(here)
+        });
+        let chains: Vec<ChainId> = chains.collect();
+        let mut above = chains.len();
+        while above > 0 && !self.0.snapshots.is_present(&chain_key(chains[above - 1]))? {
+            above -= 1;
+        }
+        Ok(parts[above..].iter().filter_map(Part::blob).collect())
+    }
+
+    /// Fetches a blob with the rights of `ctx`.
+    async fn fetch(
+        &self,
+        ctx: &Ctx,
+        layer: &Layer,
+        handlers: &DescHandlers,
+    ) -> Result<BlobReader, CacheError> {
+        Ok(self.0.content.reader(ctx, &layer.blob, handlers).await?)
+    }
+
+    /// The snapshot that `target` says, with the layer unpacked in it.
+    async fn unpack_into(
+        &self,
+        ctx: &Ctx,
+        layer: &Layer,
+        handlers: &DescHandlers,
+        target: Target,
+    ) -> Result<Arc<SnapshotHold>, CacheError> {
+        let hold = Arc::new(self.0.snapshots.hold(target.key.clone()).await);
+        if self.0.snapshots.is_present(&target.key)? {
+            return Ok(hold);
+        }
+        let reader = self.fetch(ctx, layer, handlers).await?;
+        let progress =
+            ctx.progress().map(|p| p.item(format!("extracting {}", layer.blob.digest), "extracting"));
+        let (cache, layer) = (self.clone(), layer.clone());
+        let done = self.make_snapshot(ctx, target, move |key, below, token| async move {
+            cache.unpack(&layer, reader, &key, below, token).await
+        });
+        done.await?;
+        drop(progress);
+        Ok(hold)
+    }
+
+    /// Runs `fill` on a new active snapshot, and commits it; once, whatever asks.
+    pub(super) async fn make_snapshot<F, W>(
+        &self,
+        ctx: &Ctx,
+        target: Target,
+        fill: F,
+    ) -> Result<(), CacheError>
+    where
+        F: FnOnce(SnapshotKey, Below, CancellationToken) -> W + Send + 'static,
+        W: Future<Output = Result<(), CacheError>> + Send + 'static,
+    {
+        let cache = self.clone();
+        let key = target.key.clone();
+        let start = |token: CancellationToken| {
+            let work = async move {
+                let snapshots = &cache.0.snapshots;
+                if snapshots.is_present(&target.key)? {
+                    return Ok(());
+                }
+                let below = match (target.alone, target.lower.is_empty()) {
+                    (true, _) => Below::Unknown,
+                    (false, true) => Below::Nothing,
+                    (false, false) => Below::Tree(cache.view(target.lower).await?),
+                };
+                let active = snapshots.temporary("new");
+                snapshots.snapshotter().prepare(&active, &target.parents).await?;
+                let made = match fill(active.clone(), below, token).await {
+                    Ok(()) => snapshots.commit(&target.key, &active, target.of, |_| Ok(())).await,
+                    Err(error) => Err(error),
+                };
+                if made.is_err() {
+                    snapshots.discard(active);
+                }
+                made.map(|_| ())
+            };
+            (Arc::new(()), work)
+        };
+        let run = self.0.files.unpacking.join(&self.0.tasks, key, start, |()| ());
+        ctx.run(run).await.map_err(|_| CacheError::Cancelled)??
+    }
+}
+
+/// A snapshot that is to be made.
+pub(super) struct Target {
+    pub(super) key: SnapshotKey,
+    pub(super) of: Content,
+    /// Of a whole tree: the one that it stands on.
+    pub(super) parents: Vec<SnapshotKey>,
+    /// What lies below its files.
+    pub(super) lower: Vec<Arc<SnapshotHold>>,
+    /// It is to lie on anything: what is below doesn't count.
+    pub(super) alone: bool,
+}

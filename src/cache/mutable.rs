@@ -1,0 +1,350 @@
+//! [`MutableRef`]: a file system that is written to, until it is committed or dropped.
+//!
+//! Most live for one step of a build: they have no row, and what a crash leaves of them is removed at
+//! start. One that is *kept* (a cache mount) has a row from its first moment, is found by its keys, and
+//! is had by one user at a time.
+//!
+//! # Locking
+//!
+//! The kept ones that are in use are a set behind a mutex, held for look-ups only.
+//!
+//! # Crash consistency
+//!
+//! A commit first makes the snapshot final and then writes its record, both rows in one transaction:
+//! a crash in between leaves a snapshot without a row, which the next start removes. The record is visible
+//! when the commit returns and durable with the next durable commit, as is everything that refers to it.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+
+use jiff::Timestamp;
+use tokio::sync::OnceCell;
+
+use super::Cache;
+use super::CacheError;
+use super::ImmutableRef;
+use super::live::Hold;
+use super::materialize::Tree;
+use super::record::BY_KEY;
+use super::record::BlobChainId;
+use super::record::ChangeSet;
+use super::record::Kind;
+use super::record::Made;
+use super::record::Part;
+use super::record::RecordId;
+use super::record::RecordType;
+use super::record::Row;
+use super::snapshots::Content;
+use super::snapshots::SnapshotHold;
+use super::snapshots::kept_key;
+use super::snapshots::made_key;
+use crate::content::DescHandlers;
+use crate::ctx::Ctx;
+use crate::oci::ChainId;
+use crate::oci::DiffId;
+use crate::oci::Digest;
+use crate::snapshot::SnapshotKey;
+
+/// How a file system that is written to is described.
+#[derive(Clone, Debug, Default)]
+pub struct MutableOptions {
+    /// For people.
+    pub description: String,
+    pub record_type: RecordType,
+    /// What it is found by: [`Cache::find_by_key`]. Those of one that is not kept are its commit's.
+    pub keys: Vec<String>,
+    /// It stays when it is dropped, and can be had again.
+    pub keep: bool,
+    /// The parent's files don't show and are not made: for changes that don't look at what they change. Ignored
+    /// where the snapshotter can't put layers on top of each other.
+    pub detached: bool,
+}
+
+/// Kept file systems that somebody has.
+pub(super) type InUse = Arc<Mutex<HashSet<RecordId>>>;
+
+/// A file system that is written to. One owner; see the module for what dropping it does.
+pub struct MutableRef {
+    /// `None` once committed.
+    inner: Option<Inner>,
+}
+
+struct Inner {
+    cache: Cache,
+    id: RecordId,
+    snapshot: SnapshotKey,
+    parent: Option<ImmutableRef>,
+    options: MutableOptions,
+    created_at: Timestamp,
+    tree: OnceCell<Arc<Tree>>,
+    holds: Vec<Arc<SnapshotHold>>,
+    /// Keeps the record of a kept one.
+    hold: Option<Hold>,
+    _in_use: Option<Use>,
+}
+
+/// The right to use a kept file system.
+struct Use {
+    id: RecordId,
+    in_use: InUse,
+}
+
+impl Use {
+    fn begin(id: RecordId, in_use: &InUse) -> Option<Use> {
+        lock(in_use).insert(id).then(|| Use { id, in_use: Arc::clone(in_use) })
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        lock(&self.in_use).remove(&self.id);
+    }
+}
+
+fn lock(in_use: &Mutex<HashSet<RecordId>>) -> MutexGuard<'_, HashSet<RecordId>> {
+    in_use.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cache {
+    /// A file system with the files of `parent`, which are made if they are not here, to be written to.
+    ///
+    /// Cancellation safe: what was begun is removed.
+    pub async fn create(
+        &self,
+        ctx: &Ctx,
+        parent: Option<&ImmutableRef>,
+        options: MutableOptions,
+    ) -> Result<MutableRef, CacheError> {
+        let snapshots = &self.0.snapshots;
+        let holds = match parent {
+            Some(_) if options.detached && snapshots.stacks() => Vec::new(),
+            Some(parent) => self.stand_on(ctx, parent.parts(), parent.handlers()).await?,
+            None => Vec::new(),
+        };
+        let parents: Vec<SnapshotKey> = holds.iter().map(|h| h.key().clone()).collect();
+        let id = RecordId::random();
+        let created_at = Timestamp::now();
+        let snapshot = if options.keep { kept_key(&id) } else { snapshots.temporary("active") };
+        let (hold, in_use) = match options.keep {
+            true => (Some(self.0.live.hold_to_make(id)), Use::begin(id, &self.0.in_use)),
+            false => (None, None),
+        };
+        let parent = parent.cloned();
+        let mut inner = Inner {
+            cache: self.clone(),
+            id,
+            snapshot,
+            parent,
+            options,
+            created_at,
+            tree: OnceCell::new(),
+            holds,
+            hold,
+            _in_use: in_use,
+        };
+        if inner.options.keep {
+            // The row comes first: a snapshot without one is removed at start.
+            let row = inner.row(Kind::Mutable {
+                snapshot: inner.snapshot.clone(),
+                parent: inner.parent.as_ref().map(ImmutableRef::id),
+            });
+            self.0.db.write_visible(move |tx| row.insert(tx, &id)).await?;
+        }
+        snapshots.snapshotter().prepare(&inner.snapshot, &parents).await?;
+        if let Some(hold) = &mut inner.hold {
+            hold.count_use(None);
+        }
+        Ok(MutableRef { inner: Some(inner) })
+    }
+
+    /// The kept file system of this ID; [`CacheError::Locked`] while somebody else has it.
+    pub async fn get_mutable(&self, ctx: &Ctx, id: &RecordId) -> Result<MutableRef, CacheError> {
+        let missing = || CacheError::NotFound { id: *id };
+        let mut hold = self.0.live.hold(*id).ok_or_else(missing)?;
+        let in_use = Use::begin(*id, &self.0.in_use).ok_or(CacheError::Locked { id: *id })?;
+        let (row, uses) = self.0.db.read(|tx| Ok((Row::read(tx, id)?, super::Uses::read(tx, id)?)))?;
+        let row = row.ok_or_else(missing)?;
+        let Kind::Mutable { snapshot, parent } = row.kind else { return Err(missing()) };
+        let parent = parent.map(|id| self.get(&id, &DescHandlers::new())).transpose()?;
+        let holds = match &parent {
+            Some(parent) => self.stand_on(ctx, parent.parts(), parent.handlers()).await?,
+            None => Vec::new(),
+        };
+        if self.0.snapshots.snapshotter().stat(&snapshot).await.is_err() {
+            return Err(missing());
+        }
+        hold.count_use(uses);
+        let options = MutableOptions {
+            description: row.description,
+            record_type: row.record_type,
+            keys: row.keys,
+            keep: true,
+            detached: false,
+        };
+        Ok(MutableRef {
+            inner: Some(Inner {
+                cache: self.clone(),
+                id: *id,
+                snapshot,
+                parent,
+                options,
+                created_at: row.created_at,
+                tree: OnceCell::new(),
+                holds,
+                hold: Some(hold),
+                _in_use: Some(in_use),
+            }),
+        })
+    }
+
+    /// The records that were given this key, the newest first.
+    pub fn find_by_key(&self, key: &str) -> Result<Vec<RecordId>, CacheError> {
+        let found = self.0.db.read(|tx| {
+            let Some(table) = tx.multimap(BY_KEY)? else { return Ok(Vec::new()) };
+            let mut found = Vec::new();
+            for id in table.get(key)? {
+                if let Ok(id) = id?.value().parse::<RecordId>()
+                    && let Some(row) = Row::read(tx, &id)?
+                {
+                    found.push((row.created_at, id));
+                }
+            }
+            Ok(found)
+        });
+        let mut found = found?;
+        found.sort_unstable();
+        Ok(found.into_iter().rev().map(|(_, id)| id).collect())
+    }
+}
+
+impl MutableRef {
+    pub fn id(&self) -> RecordId {
+        self.inner().id
+    }
+
+    /// The state that it was made on.
+    pub fn parent(&self) -> Option<&ImmutableRef> {
+        self.inner().parent.as_ref()
+    }
+
+    pub(super) fn snapshot(&self) -> &SnapshotKey {
+        &self.inner().snapshot
+    }
+
+    /// The files, to be read and written. All who ask share one mount, which ends with the commit.
+    pub async fn mount(&self) -> Result<Arc<Tree>, CacheError> {
+        let inner = self.inner();
+        let mount = async {
+            let snapshots = inner.cache.0.snapshots.clone();
+            let mounted = snapshots.snapshotter().mount(&inner.snapshot, false).await?;
+            Ok::<_, CacheError>(Arc::new(Tree::new(mounted, None, snapshots, inner.holds.clone())))
+        };
+        inner.tree.get_or_try_init(|| mount).await.cloned()
+    }
+
+    /// Makes what was written the change set of a new state. Nobody may have its files mounted any more.
+    ///
+    /// Dropped in mid-way it is as if it had not been committed, or as if the result had been dropped.
+    pub async fn commit(mut self) -> Result<ImmutableRef, CacheError> {
+        let Some(mut inner) = self.inner.take() else { return Err(CacheError::Empty) };
+        if let Some(tree) = inner.tree.take() {
+            let busy = Arc::strong_count(&tree) > 1;
+            drop(tree);
+            if busy {
+                return Err(CacheError::Busy { id: inner.id });
+            }
+        }
+        inner.commit().await
+    }
+
+    fn inner(&self) -> &Inner {
+        self.inner.as_ref().expect("only a commit takes it, and that takes the ref as well")
+    }
+}
+
+impl Inner {
+    fn row(&self, kind: Kind) -> Row {
+        let below = self.parent.as_ref();
+        let own = DiffId(Digest::sha256(format!("made {}", self.id)));
+        Row {
+            kind,
+            blob_chain: BlobChainId::made(&self.id),
+            chain: below.map_or(ChainId::of(own), |parent| parent.chain().then(own)),
+            created_at: self.created_at,
+            description: self.options.description.clone(),
+            record_type: self.options.record_type,
+            companions: Vec::new(),
+            keys: self.options.keys.clone(),
+        }
+    }
+
+    async fn commit(&mut self) -> Result<ImmutableRef, CacheError> {
+        let (cache, id) = (self.cache.clone(), self.id);
+        let snapshot = made_key(&id);
+        let row = self.row(Kind::Made {
+            snapshot: snapshot.clone(),
+            parent: self.parent.as_ref().map(ImmutableRef::id),
+        });
+        let mut hold = match self.hold.take() {
+            Some(hold) => hold,
+            None => cache.0.live.hold_to_make(id),
+        };
+        let written = row.clone();
+        let snapshots = &cache.0.snapshots;
+        snapshots
+            .commit(&snapshot, &self.snapshot, Content::Made(id), move |tx| written.insert(tx, &id))
+            .await?;
+        self.options.keep = true;
+        hold.count_use(None);
+        let made = Made { snapshot, created_at: row.created_at, description: row.description.clone() };
+        let parent = self.parent.as_ref();
+        let mut parts = parent.map(|p| p.parts().to_vec()).unwrap_or_default();
+        parts.push(Part { record: id, set: ChangeSet::Made(made) });
+        let handlers = parent.map(|p| p.handlers().clone()).unwrap_or_default();
+        Ok(ImmutableRef::new(cache.clone(), hold, &row, parts, handlers))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        drop(self.tree.take());
+        if !self.options.keep {
+            self.cache.0.snapshots.discard(self.snapshot.clone());
+        }
+    }
+}
+
+impl fmt::Debug for MutableRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.inner {
+            Some(inner) => write!(f, "MutableRef({})", inner.id),
+            None => f.write_str("MutableRef(committed)"),
+        }
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MutableRef({})", self.id)
+    }
+}
+
+/// Where the files of a tree are, for those who only need the path.
+impl AsRef<Path> for Tree {
+    fn as_ref(&self) -> &Path {
+        self.path()
+    }
+}
+
+/// Snapshots of mutable records, which are removed with them.
+pub(super) fn own_snapshot(kind: &Kind) -> Option<&SnapshotKey> {
+    match kind {
+        Kind::Made { snapshot, .. } | Kind::Mutable { snapshot, .. } => Some(snapshot),
+        _ => None,
+    }
+}
