@@ -98,7 +98,7 @@ impl Inner {
     }
 
     async fn await_landing(
-        self: &Arc<Self>,
+        &self,
         waiter: Waiter,
         ctx: &Ctx,
         descriptor: &Descriptor,

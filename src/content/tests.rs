@@ -3,7 +3,6 @@
 mod access;
 mod collecting;
 mod crash;
-mod entitlement;
 mod fetching;
 mod harness;
 mod model;

@@ -61,7 +61,6 @@ pub enum MountError {
 }
 
 impl ExecError {
-    #[expect(dead_code, reason = "signatures first")]
     pub(super) fn io(
         operation: &'static str,
         path: impl Into<PathBuf>,

@@ -1,0 +1,97 @@
+//! Collects children that nobody waits for.
+//!
+//! As a subreaper the daemon inherits whatever its helpers leave running (a credential helper's daemon, a network
+//! plugin's). When those end they stay zombies, as nobody knows of them. Waiting for any child would take exit
+//! codes from those who wait for theirs; but they do so at once, so that a zombie that is seen twice, with time
+//! between, is nobody's.
+
+use std::collections::HashSet;
+use std::fs;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
+
+use rustix::process::Pid;
+use rustix::process::WaitOptions;
+
+const INTERVAL: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Default)]
+pub struct Reaper {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    looked: Option<Instant>,
+    /// PID and time of start of the zombies seen last.
+    seen: HashSet<(i32, u64)>,
+}
+
+impl Reaper {
+    /// Looks, if it has not for a while.
+    pub fn sweep(&self) {
+        let due = {
+            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.looked.is_none_or(|looked| looked.elapsed() >= INTERVAL)
+        };
+        if due {
+            self.look();
+        }
+    }
+
+    fn look(&self) {
+        let zombies = zombies();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.looked = Some(Instant::now());
+        let abandoned: Vec<_> = zombies.intersection(&state.seen).copied().collect();
+        state.seen = zombies;
+        drop(state);
+        for (pid, _) in abandoned {
+            if let Some(pid) = Pid::from_raw(pid) {
+                let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
+            }
+        }
+    }
+}
+
+/// Children of this process that have ended and were not waited for.
+fn zombies() -> HashSet<(i32, u64)> {
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    let Ok(entries) = fs::read_dir("/proc") else { return HashSet::new() };
+    entries
+        .filter_map(|entry| {
+            let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // The name, in parentheses, may hold anything; the fields after it are numbers.
+            let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+            let (state, parent) = (fields.next()?, fields.next()?);
+            let start = fields.nth(17)?.parse().ok()?;
+            (state == "Z" && parent.parse() == Ok(own)).then_some((pid, start))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::zombie_processes, reason = "that is what is to be collected")]
+    fn a_zombie_that_is_seen_twice_is_collected() {
+        let child = std::process::Command::new("true").spawn().expect("a child");
+        let pid = i32::try_from(child.id()).expect("a PID");
+        let is_zombie = || zombies().iter().any(|(zombie, _)| *zombie == pid);
+        while !is_zombie() {
+            std::thread::yield_now();
+        }
+        let reaper = Reaper::default();
+        reaper.look();
+        assert!(is_zombie(), "seen once: somebody may be about to wait");
+        reaper.sweep();
+        assert!(is_zombie(), "no time has passed");
+        reaper.look();
+        assert!(!is_zombie());
+    }
+}
