@@ -1,12 +1,14 @@
 //! L3 and L5: what is lazy stays lazy over a crash, and bytes that are lost at one place come from another.
 //! D2: an image is registered in one transaction, however many layers it has.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::harness::Attachables;
 use crate::harness::Build;
 use crate::harness::Client;
 use crate::harness::Daemon;
+use crate::harness::DaemonOptions;
 use crate::harness::Image;
 use crate::harness::Layer;
 use crate::harness::Op;
@@ -43,6 +45,17 @@ fn is_cached(outcome: &Outcome, state: &State) -> bool {
 fn resident(root: &Path, image: &Image) -> usize {
     let blobs = verify_blobs(root);
     image.layer_digests().iter().filter(|layer| blobs.iter().any(|blob| blob == *layer)).count()
+}
+
+/// Bytes of unfinished blobs in the store, by digest.
+fn partial_sizes(root: &Path) -> BTreeMap<String, u64> {
+    let entries = std::fs::read_dir(root.join("content/ingest")).expect("the ingest directory");
+    let entries = entries.map(|entry| {
+        let entry = entry.expect("an entry");
+        let name = entry.file_name().to_string_lossy().replacen("sha256-", "sha256:", 1);
+        (name, entry.metadata().expect("metadata").len())
+    });
+    entries.collect()
 }
 
 fn layers_of(registry: &TestRegistry, repository: &str, tag: &str) -> Vec<String> {
@@ -108,6 +121,43 @@ async fn a_fetched_layer_is_mounted_still_after_a_crash() {
     source.forget();
     run(&daemon, Build::of(&state).push(&source.reference("team/app", "1"))).await.success();
     assert_eq!((layer_gets(&source, &image), source.mounts_ok()), (0, 3), "{}", source.story());
+}
+
+/// The note of where a blob came from is a row that is written behind its file. A kill in between cost every
+/// asker another download of it, and two at once had two.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_who_ask_after_a_kill_get_only_the_rest_and_that_once() {
+    let image = Image::incompressible(0xdb, 3, 3 * MIB);
+    let mut whole_ones = 0;
+    for nth in 1..=5 {
+        let (source, mut daemon) = (TestRegistry::open(), Daemon::prepare(DaemonOptions::default()));
+        source.put_image("team/base", "1", &image);
+        let state = llb::image(source.reference("team/base", "1"));
+        daemon.arm(&format!("blob-directory-synced:{nth}=kill"));
+        daemon.start_again();
+        let cut = Client::connect(&daemon).await.try_start(archive(&state)).await;
+        if let Ok(cut) = cut {
+            cut.finish().await.failure();
+        }
+        daemon.wait_killed();
+        daemon.start_again();
+        let whole = verify_blobs(&daemon.root());
+        let partial = partial_sizes(&daemon.root());
+        source.forget();
+        let (one, other) = tokio::join!(run(&daemon, archive(&state)), run(&daemon, archive(&state)));
+        drop((one.success(), other.success()));
+        for layer in &image.layers {
+            let (digest, story) = (layer.digest(), source.story());
+            let had = match partial.get(digest) {
+                _ if whole.iter().any(|there| there == digest) => layer.size(),
+                had => had.copied().unwrap_or(0),
+            };
+            assert_eq!(source.bytes_of(digest), layer.size() - had, "kill {nth}, {digest}: {story}");
+            assert!(source.gets_of(digest) <= 1, "kill {nth}, {digest}: {story}");
+            whole_ones += usize::from(had == layer.size());
+        }
+    }
+    assert!(whole_ones > 0, "no layer was whole at any of the kills");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,9 +10,9 @@
 //! ([`DescHandlers`]) gets them if one of its handlers names an origin that is *proven* to have the
 //! blob and knows that the asker is let in there ([`Provider::vouches_for`]); otherwise its own
 //! providers are asked ([`Provider::probe`]) with its own credentials, and proven by a yes. The yes of a
-//! registry that was never seen to have the blob is worth nothing: it has to show the bytes. A client's
-//! content store always is asked, for its name proves nothing. Blobs made here, and askers without
-//! any handler (the node itself, by a ref that it holds), have no such rule.
+//! registry that was never seen to have the blob is worth nothing, nor is that of a client's content
+//! store: they have to show the bytes (`access.rs`). Blobs made here, and askers without any handler (the
+//! node itself, by a ref that it holds), have no such rule.
 //!
 //! # Invariants
 //!
@@ -30,15 +30,18 @@
 //! # Crash consistency
 //!
 //! The disk says what is resident (`disk.rs`), the metadata store what is known (`rows.rs`). A blob's
-//! row may lag behind its file by a second: a file without a row is an orphan that the collector takes.
+//! row may lag behind its file by a second: a file without a row is an orphan that the collector takes,
+//! and the file itself says where it came from (`given.rs`).
 //! A deletion is recorded, done, then cleared, and done again at the next start if it was not cleared.
 
+mod access;
 mod blob;
 mod candidate;
 mod collect;
 mod disk;
 mod error;
 mod fetch;
+mod given;
 mod ingest;
 mod origin;
 mod provider;
@@ -85,6 +88,7 @@ pub use reader::StreamSource;
 pub use rows::register;
 pub use stats::ContentStats;
 
+use access::Proofs;
 use blob::BlobTable;
 use disk::Disk;
 use fetch::flight::Fetch;
@@ -106,6 +110,7 @@ struct Inner {
     table: BlobTable<Fetch>,
     /// Blobs that pass through now.
     passing: Mutex<HashSet<Digest>>,
+    proofs: Proofs,
     counters: Arc<Counters>,
 }
 
@@ -147,8 +152,8 @@ impl ContentStore {
         let counters = Arc::new(Counters::default());
         let disk = Arc::new(Disk::open(root, Arc::clone(&counters))?);
         collect::finish_deletions(&disk, &db)?;
-        let (table, passing) = (BlobTable::default(), Mutex::default());
-        let inner = Inner { disk, db, leases, connect, tasks, table, passing, counters };
+        let (table, passing, proofs) = (BlobTable::default(), Mutex::default(), Proofs::new());
+        let inner = Inner { disk, db, leases, connect, tasks, table, passing, proofs, counters };
         Ok(ContentStore { inner: Arc::new(inner) })
     }
 

@@ -2,6 +2,9 @@
 //! gets nothing, whatever registry tells for him.
 
 use super::*;
+use crate::harness::BlobSource;
+use crate::harness::Callback;
+use crate::harness::client::ContentStore;
 
 /// `alice` has fetched a private image; `bob` knows its digests and has a registry of his own.
 struct Theft {
@@ -111,6 +114,43 @@ async fn a_push_to_a_registry_that_claims_to_have_the_blobs_proves_nothing() {
     drop(pushed.response);
     let his = theft.bob(&name).await;
     theft.fails(&his);
+}
+
+/// A build of the image out of a layout that a client serves.
+async fn from_layout(theft: &Theft, store: &ContentStore) -> Outcome {
+    let state = llb::oci_layout("example.com/loot", theft.image.digest(), "loot", &[]);
+    let attach = of("bob", &[&theft.private]).oci_store("loot", store);
+    build(&theft.daemon, Build::of(&state).export("oci", &[]).attach(attach)).await
+}
+
+/// A client's store answers what the client likes. When its word was proof enough, knowing a digest was
+/// enough to get a blob that somebody else had fetched.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_layout_that_only_claims_to_have_a_private_blob_does_not_get_it() {
+    let theft = Theft::prepare(0xc0_1008).await;
+    let lying = ContentStore::of(&theft.image);
+    for layer in &theft.image.layers {
+        let size = usize::try_from(layer.size()).expect("a small layer");
+        lying.put(layer.digest(), BlobSource::Bytes(vec![0; size].into()));
+    }
+    let his = from_layout(&theft, &lying).await;
+    theft.fails(&his);
+    for layer in theft.image.layer_digests() {
+        lying.remove(layer);
+    }
+    theft.fails(&from_layout(&theft, &lying).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_layout_that_has_the_blobs_shows_each_of_them_once() {
+    let theft = Theft::prepare(0xc0_1009).await;
+    let outcome = from_layout(&theft, &ContentStore::of(&theft.image)).await.success();
+    assert!(has_archive(&outcome));
+    for layer in theft.image.layer_digests() {
+        let calls = outcome.session.calls();
+        let shown = calls.iter().filter(|call| call.callback == Callback::ContentRead && call.about == layer);
+        assert_eq!(shown.count(), 1, "{layer}: {calls:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,6 @@
-//! [`Candidate`]: a provider with the rights to use it; and who may have what is here already.
+//! [`Candidate`]: a provider with the rights to use it.
 
 use std::sync::Arc;
-
-use futures::StreamExt as _;
 
 use super::ContentError;
 use super::DescHandler;
@@ -26,6 +24,8 @@ pub(super) struct Candidate {
     pub ctx: Ctx,
     pub provider: Arc<dyn Provider>,
     pub origin: Option<Origin>,
+    /// The asker is the node itself, which needs no right to what is here.
+    pub by_node: bool,
 }
 
 impl Candidate {
@@ -39,14 +39,6 @@ impl Candidate {
     pub(super) fn refusal(&self, error: ProvideError) -> Refusal {
         Refusal { origin: self.origin.clone(), error }
     }
-}
-
-/// True if it is enough that the origin says yes. A registry that was never seen to have the blob may
-/// say so to get it, for whoever asks here in its name.
-fn is_believed(row: Option<&BlobRow>, origin: Option<&Origin>) -> bool {
-    let Some(Origin::Registry { host, .. }) = origin else { return true };
-    let known = row.map_or(&[][..], |row| &row.origins);
-    known.iter().any(|k| k.proven && matches!(&k.origin, Origin::Registry { host: seen, .. } if seen == host))
 }
 
 impl Inner {
@@ -65,9 +57,10 @@ impl Inner {
         row: Option<&BlobRow>,
     ) -> Vec<Candidate> {
         let mut all: Vec<Candidate> = Vec::new();
+        let by_node = handlers.is_empty();
         for handler in handlers {
             let provider = Arc::clone(&handler.provider);
-            all.push(Candidate { ctx: ctx.clone(), origin: provider.origin(), provider });
+            all.push(Candidate { ctx: ctx.clone(), origin: provider.origin(), provider, by_node });
         }
         let known = row.map_or(&[][..], |row| &row.origins);
         let (proven, said): (Vec<_>, Vec<_>) = known.iter().rev().partition(|k| k.proven);
@@ -76,7 +69,8 @@ impl Inner {
                 continue;
             }
             if let Some(provider) = self.connect.provider(&known.origin) {
-                all.push(Candidate { ctx: ctx.clone(), provider, origin: Some(known.origin.clone()) });
+                let origin = Some(known.origin.clone());
+                all.push(Candidate { ctx: ctx.clone(), provider, origin, by_node });
             }
         }
         all
@@ -96,95 +90,5 @@ impl Inner {
             return Err(ProvideError::corrupt(format!("asked for bytes from {asked}, got them from {got}")));
         }
         Ok(opened)
-    }
-
-    /// Lets an asker have bytes that are here, or says why not. `refused` are candidates of this asker
-    /// that said no a moment ago.
-    pub(super) async fn entitle(
-        &self,
-        ctx: &Ctx,
-        descriptor: &Descriptor,
-        handlers: &[DescHandler],
-        mut refused: Vec<Refusal>,
-    ) -> Result<(), FetchError> {
-        if handlers.is_empty() {
-            return Ok(());
-        }
-        let digest = descriptor.digest;
-        let row = self.row(&digest)?;
-        let said_no = |origin: &Option<Origin>, refused: &[Refusal]| {
-            origin.is_some() && refused.iter().any(|r| r.origin == *origin)
-        };
-        let vouched = |origin: &Origin| {
-            origin.vouches()
-                && !said_no(&Some(origin.clone()), &refused)
-                && handlers
-                    .iter()
-                    .any(|h| h.provider.vouches_for(ctx) && h.provider.origin().as_ref() == Some(origin))
-        };
-        if let Some(row) = &row
-            && (row.local || row.origins.iter().any(|k| k.proven && vouched(&k.origin)))
-        {
-            return Ok(());
-        }
-        let believed = |candidate: &Candidate| is_believed(row.as_ref(), candidate.origin.as_ref());
-        let mut candidates = self.candidates(ctx, handlers, row.as_ref());
-        // A word costs less than the bytes.
-        candidates.sort_by_key(|candidate| !believed(candidate));
-        for candidate in candidates {
-            if said_no(&candidate.origin, &refused) {
-                continue;
-            }
-            let answer = if believed(&candidate) {
-                add(&self.counters.probes, 1);
-                candidate.provider.probe(ctx, descriptor).await
-            } else {
-                self.challenge(&candidate, ctx, descriptor).await
-            };
-            match answer {
-                Ok(()) => {
-                    self.prove(descriptor, candidate.origin.as_ref()).await;
-                    return Ok(());
-                }
-                Err(error) => refused.push(candidate.refusal(error)),
-            }
-        }
-        Err(FetchError::refused(digest, refused))
-    }
-
-    /// Has a candidate show all the bytes, and keeps none of them.
-    async fn challenge(
-        &self,
-        candidate: &Candidate,
-        ctx: &Ctx,
-        descriptor: &Descriptor,
-    ) -> Result<(), ProvideError> {
-        let Descriptor { digest, size, .. } = *descriptor;
-        let opened = self.open_candidate(candidate, ctx, descriptor, 0).await?;
-        let (mut body, mut hasher, mut got) = (opened.body, digest.hasher(), 0);
-        while let Some(chunk) = ctx.run(body.next()).await.map_err(|_| ProvideError::Cancelled)? {
-            let chunk = chunk?;
-            got += chunk.len() as u64;
-            if got > size {
-                return Err(ProvideError::corrupt(format!("more than its {size} bytes came")));
-            }
-            hasher.update(&chunk);
-        }
-        if hasher.finish() == digest {
-            return Ok(());
-        }
-        body.condemn();
-        Err(ProvideError::corrupt("the bytes do not have its digest"))
-    }
-
-    /// Notes that the blob was read from or seen at `origin`. Readers of the row see it when this
-    /// returns; it is durable soon.
-    pub(super) async fn prove(&self, descriptor: &Descriptor, origin: Option<&Origin>) {
-        let (descriptor, origin) = (descriptor.clone(), origin.cloned());
-        let noted = self.db.write_visible(move |tx| rows::arrived(tx, &descriptor, origin.as_ref()));
-        if let Err(error) = noted.await {
-            // The bytes are what counts: the next asker pays with a probe.
-            tracing::warn!(%error, "an origin was not noted");
-        }
     }
 }

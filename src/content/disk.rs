@@ -34,6 +34,9 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::ContentError;
+use super::Origin;
+use super::given;
+use super::given::Given;
 use super::stats::Counters;
 use crate::failpoint;
 use crate::failpoint::Failpoint;
@@ -124,6 +127,20 @@ impl Disk {
         size(&self.blob(digest))
     }
 
+    /// The registry that gave the bytes of a blob that is here, by its file's note.
+    pub(super) fn given_blob(&self, digest: &Digest) -> Option<Origin> {
+        given::noted(&self.blob(digest))
+    }
+
+    /// Who gave the bytes of a partial blob.
+    pub(super) fn given_partial(&self, digest: &Digest) -> Given {
+        match (self.partial_size(digest), given::noted(&self.partial(digest))) {
+            (0, _) => Given::Nothing,
+            (_, Some(origin)) => Given::By(origin),
+            (_, None) => Given::ByMany,
+        }
+    }
+
     /// Bytes that a partial blob has.
     pub(super) fn partial_size(&self, digest: &Digest) -> u64 {
         size(&self.partial(digest)).unwrap_or(0)
@@ -137,6 +154,11 @@ impl Disk {
     #[cfg(test)]
     pub(super) fn fill_after(&self, size: u64) {
         self.full.store(size, Ordering::SeqCst);
+    }
+
+    /// Notes who gave the bytes of a partial blob, before they are appended.
+    pub(super) fn note(&self, file: &File, digest: &Digest, given: &Given) -> Result<(), ContentError> {
+        given.note_on(file).map_err(ContentError::io("note the origin of", &self.partial(digest)))
     }
 
     /// Appends to a partial blob that has `size` bytes.

@@ -98,7 +98,7 @@ impl Inner {
     }
 
     async fn await_landing(
-        &self,
+        self: &Arc<Self>,
         waiter: Waiter,
         ctx: &Ctx,
         descriptor: &Descriptor,

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::ContentError;
 use super::disk::Disk;
 use super::disk::hash;
+use super::given::Given;
 use crate::failpoint;
 use crate::failpoint::Failpoint;
 use crate::oci::Digest;
@@ -44,11 +45,11 @@ pub(super) struct Ingested {
 pub(super) struct WriterFailed;
 
 impl Ingest {
-    /// Goes on at the end of the partial blob, or starts one.
-    pub(super) fn start(tasks: &Tasks, disk: &Arc<Disk>, digest: Digest) -> Ingest {
+    /// Goes on at the end of the partial blob, or starts one, with bytes after which it is `given`.
+    pub(super) fn start(tasks: &Tasks, disk: &Arc<Disk>, digest: Digest, given: Given) -> Ingest {
         let (chunks, receiver) = mpsc::channel(IN_FLIGHT);
         let disk = Arc::clone(disk);
-        let writer = tasks.spawn_blocking("ingest", move || write(&disk, &digest, receiver));
+        let writer = tasks.spawn_blocking("ingest", move || write(&disk, &digest, &given, receiver));
         Ingest { chunks, writer }
     }
 
@@ -66,9 +67,15 @@ impl Ingest {
     }
 }
 
-fn write(disk: &Disk, digest: &Digest, mut chunks: mpsc::Receiver<Bytes>) -> Result<Ingested, ContentError> {
+fn write(
+    disk: &Disk,
+    digest: &Digest,
+    given: &Given,
+    mut chunks: mpsc::Receiver<Bytes>,
+) -> Result<Ingested, ContentError> {
     let path = disk.partial(digest);
     let mut file = disk.open_partial(digest)?;
+    disk.note(&file, digest, given)?;
     let mut hasher = digest.hasher();
     let mut size = hash(&mut file, &mut hasher).map_err(ContentError::io("read", &path))?;
     while let Some(chunk) = chunks.blocking_recv() {

@@ -26,7 +26,8 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// Opens the blob at `offset`. A provider that can't start there starts earlier and says where.
     async fn open(&self, ctx: &Ctx, descriptor: &Descriptor, offset: u64) -> Result<Opened, ProvideError>;
 
-    /// Finds out whether `ctx` may have the blob, without its bytes.
+    /// Finds out whether `ctx` may have the blob, without its bytes. A yes counts only where the blob was
+    /// seen before.
     async fn probe(&self, ctx: &Ctx, descriptor: &Descriptor) -> Result<(), ProvideError>;
 
     /// What to note so that the blob can be had again without this provider.

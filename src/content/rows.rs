@@ -48,6 +48,11 @@ impl BlobRow {
         }
     }
 
+    /// The origins that are proven to have the blob.
+    pub(super) fn proven(&self) -> impl Iterator<Item = &Origin> {
+        self.origins.iter().filter(|known| known.proven).map(|known| &known.origin)
+    }
+
     /// Sets the size that the bytes have, whatever a descriptor said. Returns whether that changed it.
     fn resize(&mut self, size: u64) -> bool {
         std::mem::replace(&mut self.size, size) != size

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 /// What the store did since it was opened.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct ContentStats {
-    /// Bytes that came from providers, to disk or passing through.
+    /// Bytes that came from providers: to disk, passing through, or as a proof.
     pub fetched_bytes: u64,
     /// Bytes that askers got from a fetch which somebody else had begun.
     pub waited_bytes: u64,
@@ -22,6 +22,8 @@ pub struct ContentStats {
     pub opens: u64,
     /// Times that a provider was asked whether someone may have a blob.
     pub probes: u64,
+    /// Times that a provider had to show a blob that is here.
+    pub proofs: u64,
     /// Fsyncs of files and directories; the metadata store counts its own.
     pub fsyncs: u64,
     /// Bytes of blobs that the collector deleted.
@@ -38,6 +40,7 @@ pub(super) struct Counters {
     pub joined: AtomicU64,
     pub opens: AtomicU64,
     pub probes: AtomicU64,
+    pub proofs: AtomicU64,
     fsyncs: AtomicU64,
     pub collected_bytes: AtomicU64,
 }
@@ -58,6 +61,7 @@ impl Counters {
             joined: read(&self.joined),
             opens: read(&self.opens),
             probes: read(&self.probes),
+            proofs: read(&self.proofs),
             fsyncs: read(&self.fsyncs),
             collected_bytes: read(&self.collected_bytes),
         }

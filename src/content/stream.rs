@@ -28,6 +28,7 @@ use super::Refusal;
 use super::StreamSource;
 use super::blob::Residency;
 use super::candidate::Candidate;
+use super::given::Given;
 use super::stats::add;
 use crate::ctx::Cancelled;
 use crate::ctx::Ctx;
@@ -67,6 +68,7 @@ impl Inner {
             candidates: candidates.into_iter(),
             refusals: Vec::new(),
             at: 0,
+            given: Given::Nothing,
             reports: Reports::start(handlers, descriptor.size),
             _passing: passing,
             _lease: lease,
@@ -92,6 +94,8 @@ struct Passage {
     refusals: Vec<Refusal>,
     /// Bytes that passed.
     at: u64,
+    /// Who gave them.
+    given: Given,
     reports: Reports,
     _passing: Passing,
     _lease: Lease,
@@ -134,6 +138,8 @@ impl Passage {
                 Err(Cancelled) => return Err(self.cancelled()),
                 Ok(Ok(opened)) => {
                     let skip = self.at - opened.offset;
+                    let before = if self.at == 0 { &Given::Nothing } else { &self.given };
+                    self.given = before.and(candidate.origin.as_ref());
                     return Ok(Source { candidate, body: opened.body, skip });
                 }
                 Ok(Err(error)) => self.refusals.push(candidate.refusal(error)),
@@ -220,8 +226,11 @@ impl Passage {
             return Err(FetchError::Corrupt { digest, origin, cause: cause.into() });
         }
         add(&self.inner.counters.streamed_bytes, self.descriptor.size);
-        if origin.is_some() {
-            self.inner.prove(&self.descriptor, origin.as_ref()).await;
+        if let Some(origin) = self.given.origin() {
+            self.inner.prove(&self.descriptor, Some(origin)).await;
+        }
+        if let Some(source) = &source {
+            self.inner.had(&source.candidate, &self.descriptor);
         }
         Ok(())
     }

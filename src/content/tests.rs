@@ -3,6 +3,7 @@
 mod access;
 mod collecting;
 mod crash;
+mod entitlement;
 mod fetching;
 mod harness;
 mod model;

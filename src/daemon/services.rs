@@ -150,6 +150,7 @@ impl Services {
             ("content_joined", content.joined),
             ("content_opens", content.opens),
             ("content_probes", content.probes),
+            ("content_proofs", content.proofs),
             ("content_fsyncs", content.fsyncs),
             ("content_collected_bytes", content.collected_bytes),
             ("content_leases", count(self.cache.content().leases().len())),

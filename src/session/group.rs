@@ -44,6 +44,21 @@ impl SessionGroup {
         self.ids.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Those of the sessions that are open now.
+    pub fn open(&self) -> Vec<Session> {
+        let Some(sessions) = &self.sessions else { return Vec::new() };
+        self.ids().iter().filter_map(|id| sessions.get(id)).collect()
+    }
+
+    /// A group of its own for each of the sessions that are in this one now.
+    pub fn singly(&self) -> Vec<(SessionId, SessionGroup)> {
+        let alone = |id: &SessionId| SessionGroup {
+            sessions: self.sessions.clone(),
+            ids: Arc::new(Mutex::new(vec![id.clone()])),
+        };
+        self.ids().into_iter().map(|id| (id.clone(), alone(&id))).collect()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.ids.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }

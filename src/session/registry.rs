@@ -23,6 +23,7 @@ use super::call;
 use super::health;
 use super::tunnel;
 use super::tunnel::Wire;
+use crate::oci::Digest;
 use crate::proto::health::HealthCheckRequest;
 use crate::proto::health::health_client::HealthClient;
 use crate::session::SessionError;
@@ -105,6 +106,8 @@ struct Live {
     methods: HashSet<String>,
     wire: Wire,
     salt: [u8; 32],
+    /// Blobs all of whose bytes this client was seen to have.
+    shown: Mutex<HashSet<Digest>>,
     ended: CancellationToken,
     /// Set before `ended` is cancelled.
     reason: OnceLock<String>,
@@ -167,6 +170,7 @@ impl Sessions {
             opening,
             wire: tunnel.wire,
             salt: self.0.salt,
+            shown: Mutex::default(),
             ended: CancellationToken::new(),
             reason: OnceLock::new(),
         }));
@@ -228,6 +232,16 @@ impl Session {
 
     pub fn is_open(&self) -> bool {
         !self.0.ended.is_cancelled()
+    }
+
+    /// Remembers, while the session lasts, that this client was seen to have all the bytes of a blob.
+    pub fn note_shown(&self, digest: Digest) {
+        self.0.shown.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
+    }
+
+    /// True if this client was seen to have all the bytes of a blob.
+    pub fn has_shown(&self, digest: &Digest) -> bool {
+        self.0.shown.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
     }
 
     /// Resolves when the session has ended.

@@ -12,6 +12,7 @@ use super::super::ContentError;
 use super::super::FetchError;
 use super::super::Inner;
 use super::super::ProvideError;
+use super::super::given::Given;
 use super::super::ingest::Ingest;
 use super::super::ingest::Ingested;
 use super::super::stats::add;
@@ -37,6 +38,36 @@ enum Transfer {
     Refused(ProvideError),
     /// Nobody waits any more. What is here stays.
     Abandoned,
+}
+
+/// Whose bytes a partial blob has.
+///
+/// Whoever gets a blob by giving its last bytes must have been given the first ones too, or he would get
+/// what others began. So a candidate goes on only behind its own asker's bytes or those of its own
+/// registry, and begins anew behind anybody else's.
+struct Prefix {
+    given: Given,
+    /// The waiter whose candidates gave all of it to this fetch, if it was one.
+    waiter: Option<u64>,
+}
+
+impl Prefix {
+    /// True if the candidate may go on here. Of the node itself every one may.
+    fn is_followed_by(&self, Turn { waiter, candidate }: &Turn) -> bool {
+        candidate.by_node
+            || self.waiter == Some(*waiter)
+            || self.given.and(candidate.origin.as_ref()) != Given::ByMany
+    }
+
+    /// Notes that a candidate gives the bytes behind the first `have`.
+    fn grow(&mut self, have: u64, turn: &Turn) {
+        if have == 0 {
+            *self = Prefix { given: Given::Nothing, waiter: Some(turn.waiter) };
+        } else if self.waiter != Some(turn.waiter) {
+            self.waiter = None;
+        }
+        self.given = self.given.and(turn.candidate.origin.as_ref());
+    }
 }
 
 /// Runs a fetch to its end. State changes here, after the durable step, and askers are woken last.
@@ -85,6 +116,7 @@ impl Drop for Landing<'_> {
 async fn bring(inner: &Arc<Inner>, fetch: &Fetch) -> Result<Outcome, ContentError> {
     let descriptor = fetch.descriptor();
     let digest = descriptor.digest;
+    let mut prefix = Prefix { given: inner.disk.given_partial(&digest), waiter: None };
     let mut corrupt = 0;
     loop {
         if fetch.token().is_cancelled() {
@@ -93,9 +125,10 @@ async fn bring(inner: &Arc<Inner>, fetch: &Fetch) -> Result<Outcome, ContentErro
         let have = inner.disk.partial_size(&digest);
         if have >= descriptor.size {
             // All was here when a fetch ended, or a crash came before the rename.
-            let ingested = Ingest::start(&inner.tasks, &inner.disk, digest).finish().await?;
+            let ingest = Ingest::start(&inner.tasks, &inner.disk, digest, prefix.given.clone());
+            let ingested = ingest.finish().await?;
             if have == descriptor.size && ingested.digest == digest {
-                commit(inner, fetch, ingested, None).await?;
+                commit(inner, fetch, ingested, &prefix.given).await?;
                 return Ok(Outcome::Arrived { by: None });
             }
             inner.disk.remove_partial(&digest)?;
@@ -110,7 +143,7 @@ async fn bring(inner: &Arc<Inner>, fetch: &Fetch) -> Result<Outcome, ContentErro
             continue;
         }
         let Some(turn) = fetch.next() else { return Ok(Outcome::Refused) };
-        match transfer(inner, fetch, &turn, have).await? {
+        match transfer(inner, fetch, &turn, have, &mut prefix).await? {
             Transfer::Arrived => return Ok(Outcome::Arrived { by: Some(turn.waiter) }),
             Transfer::Abandoned => return Ok(Outcome::Abandoned),
             Transfer::Refused(error) => {
@@ -130,14 +163,17 @@ async fn bring(inner: &Arc<Inner>, fetch: &Fetch) -> Result<Outcome, ContentErro
     }
 }
 
-/// Gets the bytes from `have` on from one candidate.
+/// Gets the bytes from `have` on from one candidate, or all if they are not to be mixed.
 async fn transfer(
     inner: &Arc<Inner>,
     fetch: &Fetch,
     turn: &Turn,
     have: u64,
+    prefix: &mut Prefix,
 ) -> Result<Transfer, ContentError> {
     let descriptor = fetch.descriptor();
+    let anew = have > 0 && !prefix.is_followed_by(turn);
+    let have = if anew { 0 } else { have };
     // The candidate's rights, and the fetch's life: the asker may leave while others wait.
     let ctx = turn.candidate.ctx.with_cancel(fetch.token().clone());
     let open = inner.open_candidate(&turn.candidate, &ctx, descriptor, have);
@@ -148,7 +184,13 @@ async fn transfer(
         Some(Ok(opened)) => opened,
     };
     let mut body = opened.body;
-    let ingest = Ingest::start(&inner.tasks, &inner.disk, descriptor.digest);
+    if anew {
+        inner.disk.remove_partial(&descriptor.digest)?;
+        fetch.report(0);
+    }
+    prefix.grow(have, turn);
+    let given = prefix.given.clone();
+    let ingest = Ingest::start(&inner.tasks, &inner.disk, descriptor.digest, given);
     let ended = receive(inner, fetch, &ingest, body.as_mut(), opened.offset, have).await;
     let ingested = ingest.finish().await?;
     fetch.report(ingested.size);
@@ -162,7 +204,10 @@ async fn transfer(
         Ended::Whole => {}
     }
     if ingested.size == descriptor.size && ingested.digest == descriptor.digest {
-        commit(inner, fetch, ingested, Some(turn)).await?;
+        commit(inner, fetch, ingested, &prefix.given).await?;
+        if prefix.waiter == Some(turn.waiter) {
+            inner.had(&turn.candidate, descriptor);
+        }
         return Ok(Transfer::Arrived);
     }
     body.condemn();
@@ -233,13 +278,13 @@ async fn commit(
     inner: &Arc<Inner>,
     fetch: &Fetch,
     ingested: Ingested,
-    turn: Option<&Turn>,
+    given: &Given,
 ) -> Result<(), ContentError> {
     let digest = fetch.descriptor().digest;
     let disk = Arc::clone(&inner.disk);
     let commit =
         inner.tasks.spawn_blocking("commit blob", move || disk.commit_partial(&ingested.file, &digest));
     commit.await??;
-    inner.prove(fetch.descriptor(), turn.and_then(|t| t.candidate.origin.as_ref())).await;
+    inner.prove(fetch.descriptor(), given.origin()).await;
     Ok(())
 }

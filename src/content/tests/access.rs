@@ -4,6 +4,7 @@ use futures::poll;
 
 use super::super::*;
 use super::harness::*;
+use crate::session::Sessions;
 
 const SIZE: u64 = 1 << 20;
 
@@ -113,7 +114,173 @@ async fn a_clients_store_proves_nothing_by_its_name() {
     let his = Fake::with(store(), &all, Script { gone: true, ..Script::default() });
     let refused = f.store.fetch(&client("bob"), &blob, &his.handlers(&blob)).await;
     assert!(matches!(refused, Err(FetchError::Gone { .. })), "{refused:?}");
-    assert_eq!(his.probes(), 1);
+    assert_eq!((his.opens(), his.probes()), (1, 0), "his word is not asked for");
+}
+
+/// A store's word was proof enough: whoever knew a digest got the bytes that somebody else had fetched, by
+/// a client that claims to have them.
+#[tokio::test]
+async fn a_clients_store_that_lies_gets_nothing_and_one_that_shows_is_believed_for_its_session() {
+    let (f, all) = (Fixture::new(), bytes(1, SIZE));
+    let blob = layer(&all);
+    let script = Script { strangers: vec!["bob", "carol"], ..Script::default() };
+    let private = Fake::with(origin("private"), &all, script);
+    f.ways.add(&private);
+    let _hers = f.store.fetch(&client("alice"), &blob, &private.handlers(&blob)).await.unwrap();
+
+    let sessions = Sessions::new(&f.store.inner.tasks);
+    let store = || Origin::SessionStore { store: "oci:images".into() };
+    let liar = Fake::new(store(), &bytes(2, SIZE));
+    let bob = Client::open(&sessions, "bob").await;
+    let refused = f.store.fetch(&bob.ctx, &blob, &liar.handlers(&blob)).await;
+    assert!(
+        matches!(refused, Err(FetchError::Unauthorized { .. } | FetchError::Corrupt { .. })),
+        "{refused:?}"
+    );
+    assert!(f.store.stream(&bob.ctx, &blob, &liar.handlers(&blob)).await.is_err());
+    assert_eq!((liar.opens(), liar.probes()), (2, 0), "what was refused is not remembered");
+
+    let carol = Client::open(&sessions, "carol").await;
+    let honest = Fake::new(store(), &all);
+    let handlers = honest.handlers(&blob);
+    let asked = futures::future::join_all((0..8).map(|_| f.store.fetch(&carol.ctx, &blob, &handlers))).await;
+    assert!(asked.iter().all(Result::is_ok));
+    let _again = f.store.fetch(&carol.ctx, &blob, &handlers).await.unwrap();
+    assert_eq!((honest.opens(), honest.served(), honest.probes()), (1, SIZE, 0), "shown once");
+    assert!(f.store.fetch(&bob.ctx, &blob, &liar.handlers(&blob)).await.is_err(), "hers is not his");
+
+    carol.close().await;
+    let thief = Client::open(&sessions, "carol").await;
+    assert!(f.store.fetch(&thief.ctx, &blob, &liar.handlers(&blob)).await.is_err(), "a name is no session");
+}
+
+#[tokio::test]
+async fn what_a_clients_store_gave_is_not_asked_of_it_again() {
+    let (f, all) = (Fixture::new(), bytes(1, SIZE));
+    let blob = layer(&all);
+    let sessions = Sessions::new(&f.store.inner.tasks);
+    let alice = Client::open(&sessions, "alice").await;
+    let fake = Fake::new(Origin::SessionStore { store: "oci:images".into() }, &all);
+    for _ in 0..3 {
+        let _lease = f.store.fetch(&alice.ctx, &blob, &fake.handlers(&blob)).await.unwrap();
+    }
+    assert_eq!((fake.opens(), fake.probes(), fake.served()), (1, 0, SIZE));
+}
+
+#[tokio::test]
+async fn one_proof_serves_all_who_wait_for_it_and_each_of_them_is_asked_about_for_itself() {
+    let (f, all) = (Fixture::new(), bytes(1, SIZE));
+    let blob = layer(&all);
+    let first = Fake::new(origin("a"), &all);
+    let _lease = f.store.fetch(&client("alice"), &blob, &first.handlers(&blob)).await.unwrap();
+    let elsewhere = Origin::registry("other.example", "b");
+    let script = Script { strangers: vec!["eve"], stall_at: Some(SIZE / 2), ..Script::default() };
+    let other = Fake::with(elsewhere, &all, script);
+    let handlers = other.handlers(&blob);
+    let askers = ["bob", "carol", "dave", "eve"].map(client);
+    let mut asked: Vec<_> = askers.iter().map(|ctx| Box::pin(f.store.fetch(ctx, &blob, &handlers))).collect();
+    for asker in &mut asked {
+        assert!(poll!(asker).is_pending());
+    }
+    other.has_served(SIZE / 2).await;
+    // He with whose rights it is read leaves; the others still wait for it.
+    drop(asked.remove(0));
+    other.gate.add_permits(1);
+    let (eve, others) = (asked.pop().unwrap(), futures::future::join_all(asked).await);
+    assert!(others.iter().all(Result::is_ok), "{others:?}");
+    let eve = eve.await;
+    assert!(matches!(eve, Err(FetchError::Unauthorized { .. })), "{eve:?}");
+    assert_eq!((other.opens(), other.served()), (1, SIZE));
+}
+
+#[tokio::test]
+async fn a_proof_that_fails_for_one_is_read_with_the_rights_of_the_next() {
+    let (f, all) = (Fixture::new(), bytes(1, SIZE));
+    let blob = layer(&all);
+    let first = Fake::new(origin("a"), &all);
+    let _lease = f.store.fetch(&client("alice"), &blob, &first.handlers(&blob)).await.unwrap();
+    let script = Script { strangers: vec!["eve"], ..Script::default() };
+    let other = Fake::with(Origin::registry("other.example", "b"), &all, script);
+    let handlers = other.handlers(&blob);
+    let (eve, bob) = (client("eve"), client("bob"));
+    let (hers, his) =
+        tokio::join!(f.store.fetch(&eve, &blob, &handlers), f.store.fetch(&bob, &blob, &handlers));
+    assert!(matches!(hers, Err(FetchError::Unauthorized { .. })), "{hers:?}");
+    let _lease = his.unwrap();
+    assert_eq!((other.opens(), other.served()), (2, SIZE));
+}
+
+/// The row that proves an origin is written behind the file. A crash in between cost each asker a whole
+/// download, for nothing but the proof.
+#[tokio::test]
+async fn a_blob_whose_row_a_crash_lost_says_itself_where_it_came_from() {
+    let (f, all) = (Fixture::new(), bytes(1, SIZE));
+    let blob = layer(&all);
+    let private = Fake::with(origin("private"), &all, only_for_alice());
+    let (alice, bob, carol) = (client("alice"), client("bob"), client("carol"));
+    drop(f.store.fetch(&alice, &blob, &private.handlers(&blob)).await.unwrap());
+    f.lose_row(&blob.digest).await;
+    let f = f.restart().await;
+    assert!(f.store.is_resident(&blob));
+    let handlers = private.handlers(&blob);
+    let own = Fake::with(Origin::registry("bob.example", "own"), &bytes(2, SIZE), Script::default());
+    let own = own.handlers(&blob);
+    let (hers, his, his_own, others) = tokio::join!(
+        f.store.fetch(&alice, &blob, &handlers),
+        f.store.fetch(&bob, &blob, &handlers),
+        f.store.fetch(&bob, &blob, &own),
+        f.store.fetch(&carol, &blob, &handlers),
+    );
+    assert!(hers.is_ok() && others.is_ok(), "{hers:?} {others:?}");
+    assert!(his.is_err() && his_own.is_err(), "{his:?} {his_own:?}");
+    assert_eq!((private.opens(), private.served()), (1, SIZE), "before the crash");
+    let known = f.store.origins(&blob.digest).unwrap();
+    assert!(known.contains(&KnownOrigin { origin: origin("private"), proven: true }), "{known:?}");
+}
+
+/// Whoever gave the last bytes was taken for somebody who had them all.
+#[tokio::test]
+async fn nobody_gets_what_others_began_by_giving_its_end() {
+    let (f, all) = (Fixture::new(), bytes(1, SIZE));
+    let blob = layer(&all);
+    let private = Fake::with(origin("private"), &all, only_for_alice());
+    private.script.lock().unwrap().stall_at = Some(SIZE / 2);
+    {
+        let (alice, handlers) = (client("alice"), private.handlers(&blob));
+        let mut hers = Box::pin(f.store.fetch(&alice, &blob, &handlers));
+        assert!(poll!(&mut hers).is_pending());
+        private.has_served(SIZE / 2).await;
+    }
+    let ending = [&bytes(2, SIZE)[..SIZE as usize / 2], &all[SIZE as usize / 2..]].concat().into();
+    let liar = Fake::new(Origin::registry("bob.example", "own"), &ending);
+    let his = f.store.fetch(&client("bob"), &blob, &liar.handlers(&blob)).await;
+    assert!(matches!(his, Err(FetchError::Corrupt { .. })), "{his:?}");
+    assert!(!f.store.is_resident(&blob));
+}
+
+#[tokio::test]
+async fn one_client_may_mix_what_is_given_to_it_and_that_proves_nobody() {
+    let (f, all) = (Fixture::new(), bytes(1, SIZE));
+    let (blob, alice) = (layer(&all), client("alice"));
+    let script = || Script { break_at: Some((SIZE / 2, 9)), ..Script::default() };
+    for passes in [true, false] {
+        let breaks = Fake::with(origin("a"), &all, script());
+        let ends = Fake::new(Origin::registry("other.example", "b"), &all);
+        let mut handlers = breaks.handlers(&blob);
+        handlers.extend(&ends.handlers(&blob));
+        if passes {
+            let stream = f.store.stream(&alice, &blob, &handlers).await.unwrap();
+            assert_eq!(stream.source(), StreamSource::PassThrough);
+            let got: Vec<Result<Bytes, FetchError>> = futures::StreamExt::collect(stream).await;
+            assert_eq!(got.into_iter().collect::<Result<Vec<_>, _>>().unwrap().concat(), all);
+        } else {
+            let _lease = f.store.fetch(&alice, &blob, &handlers).await.unwrap();
+        }
+        assert_eq!(*ends.offsets.lock().unwrap(), [SIZE / 2], "no byte comes twice");
+        let known = f.store.origins(&blob.digest).unwrap();
+        assert!(known.iter().all(|known| !known.proven), "{known:?}");
+    }
+    assert_eq!(f.store.inner.disk.given_blob(&blob.digest), None);
 }
 
 #[tokio::test]

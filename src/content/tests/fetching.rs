@@ -104,7 +104,7 @@ async fn garbage_left_by_a_power_cut_is_found_and_nobody_is_blamed() {
     let (f, all) = (Fixture::new(), bytes(1, SIZE));
     let (blob, ctx) = (layer(&all), Ctx::background());
     let fake = Fake::new(origin("a"), &all);
-    std::fs::write(f.partial_path(&blob.digest), vec![0; HALF as usize]).unwrap();
+    f.leave_partial(&blob.digest, &[0; HALF as usize], origin("a"));
     let _lease = f.store.fetch(&ctx, &blob, &fake.handlers(&blob)).await.unwrap();
     assert_eq!(*fake.offsets.lock().unwrap(), [HALF, 0]);
 }
@@ -210,7 +210,7 @@ async fn a_provider_that_cannot_start_in_the_middle_is_read_from_its_start() {
     let (f, all) = (Fixture::new(), bytes(1, SIZE));
     let (blob, ctx) = (layer(&all), Ctx::background());
     let fake = Fake::with(origin("a"), &all, Script { ignores_offset: true, ..Script::default() });
-    std::fs::write(f.partial_path(&blob.digest), &all[..HALF as usize + 7]).unwrap();
+    f.leave_partial(&blob.digest, &all[..HALF as usize + 7], origin("a"));
     let _lease = f.store.fetch(&ctx, &blob, &fake.handlers(&blob)).await.unwrap();
     assert_eq!(std::fs::read(f.blob_path(&blob.digest)).unwrap(), all);
     assert_eq!(fake.opens(), 1);

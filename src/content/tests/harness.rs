@@ -10,10 +10,15 @@ use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use tokio::sync::Semaphore;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::super::*;
 use crate::progress::TransferProgress;
+use crate::session::Opening;
+use crate::session::Session;
 use crate::session::SessionGroup;
 use crate::session::SessionId;
 use crate::session::Sessions;
@@ -90,6 +95,24 @@ impl Fixture {
         self.store.inner.disk.partial(digest)
     }
 
+    /// Leaves the first bytes of a blob as a fetch from `origin` does.
+    pub(super) fn leave_partial(&self, digest: &Digest, bytes: &[u8], origin: Origin) {
+        let disk = &self.store.inner.disk;
+        let file = disk.open_partial(digest).unwrap();
+        disk.note(&file, digest, &given::Given::By(origin)).unwrap();
+        std::fs::write(self.partial_path(digest), bytes).unwrap();
+    }
+
+    /// Loses a blob's row, as a crash does right after the file was made.
+    pub(super) async fn lose_row(&self, digest: &Digest) {
+        let digest = *digest;
+        let lose = move |tx: &crate::db::WriteTx| {
+            rows::intend_deletion(tx, &digest)?;
+            rows::deleted(tx, &digest)
+        };
+        self.store.db().write(lose).await.unwrap();
+    }
+
     pub(super) fn partial_size(&self, digest: &Digest) -> u64 {
         self.store.inner.disk.partial_size(digest)
     }
@@ -114,6 +137,37 @@ pub(super) fn client(name: &str) -> Ctx {
     Ctx::background().with_sessions(SessionGroup::new(&sessions, [SessionId::new(name)])).child()
 }
 
+/// A client with an open session, which ends when this is dropped.
+pub(super) struct Client {
+    pub ctx: Ctx,
+    pub session: Session,
+    _inbound: mpsc::Sender<std::io::Result<Bytes>>,
+    _outbound: BoxStream<'static, Bytes>,
+}
+
+impl Client {
+    pub(super) async fn open(sessions: &Sessions, name: &str) -> Client {
+        let id = SessionId::new(name);
+        let opening = Opening {
+            id: id.clone(),
+            name: String::new(),
+            shared_key: String::new(),
+            methods: Vec::new(),
+            health: None,
+        };
+        let (inbound, receiver) = mpsc::channel(1);
+        let outbound = sessions.open(opening, Box::pin(ReceiverStream::new(receiver))).await.unwrap();
+        let ctx = Ctx::background().with_sessions(SessionGroup::new(sessions, [id.clone()]));
+        Client { ctx, session: sessions.get(&id).unwrap(), _inbound: inbound, _outbound: outbound }
+    }
+
+    pub(super) async fn close(self) {
+        let session = self.session.clone();
+        drop(self);
+        session.ended().await;
+    }
+}
+
 /// A provider that serves some bytes, and misbehaves as it is told.
 #[derive(Debug)]
 pub(super) struct Fake {
@@ -127,6 +181,8 @@ pub(super) struct Fake {
     /// Offsets that it was opened at.
     pub offsets: Mutex<Vec<u64>>,
     pub condemned: AtomicU64,
+    /// Bodies that came to a stall.
+    pub stalls: AtomicU64,
     /// A permit lets a stalled body go on for good.
     pub gate: Semaphore,
 }
@@ -169,6 +225,7 @@ impl Fake {
             served: AtomicU64::new(0),
             offsets: Mutex::default(),
             condemned: AtomicU64::new(0),
+            stalls: AtomicU64::new(0),
             gate: Semaphore::new(0),
         })
     }
@@ -198,11 +255,16 @@ impl Fake {
         handlers
     }
 
-    fn let_in(&self, ctx: &Ctx) -> Result<(), ProvideError> {
+    fn knows(&self, ctx: &Ctx) -> bool {
         let script = self.script.lock().unwrap();
-        if ctx.sessions().ids().iter().any(|id| script.strangers.contains(&id.as_str())) {
+        !ctx.sessions().ids().iter().any(|id| script.strangers.contains(&id.as_str()))
+    }
+
+    fn let_in(&self, ctx: &Ctx) -> Result<(), ProvideError> {
+        if !self.knows(ctx) {
             return Err(ProvideError::unauthorized("401"));
         }
+        let script = self.script.lock().unwrap();
         if script.gone { Err(ProvideError::gone("404")) } else { Ok(()) }
     }
 }
@@ -269,6 +331,7 @@ impl Provider for Way {
             while at < all.len() {
                 let stops = [stall_at, break_at].into_iter().flatten().map(|s| s as usize);
                 if stall_at == Some(at as u64) {
+                    body.stalls.fetch_add(1, Ordering::SeqCst);
                     let permit = body.gate.acquire().await.expect("the gate is never closed");
                     drop(permit);
                 }
@@ -294,6 +357,10 @@ impl Provider for Way {
 
     fn origin(&self) -> Option<Origin> {
         self.0.origin.clone()
+    }
+
+    fn vouches_for(&self, ctx: &Ctx) -> bool {
+        self.0.knows(ctx)
     }
 }
 
