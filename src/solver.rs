@@ -28,6 +28,7 @@
 
 mod advance;
 mod bridge;
+mod code;
 pub mod convert;
 mod endings;
 mod error;
@@ -60,7 +61,10 @@ pub use bridge::RefId;
 pub use bridge::Refs;
 pub use bridge::SolveReply;
 pub use bridge::SolveRequest;
+pub use code::code_of;
 pub use error::Cause;
+pub use error::FailedOp;
+pub use error::FrontendAsked;
 pub use error::Rejected;
 pub use error::SolveError;
 pub use error::SourceLocation;

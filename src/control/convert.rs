@@ -37,7 +37,7 @@ use crate::session::OpenError;
 use crate::session::Opening;
 use crate::session::SessionId;
 use crate::solver::Rejected;
-use crate::solver::convert::code_of;
+use crate::solver::code_of;
 use crate::solver::convert::status_message;
 
 /// What a client says of its session, in the metadata of the call.
@@ -290,7 +290,7 @@ impl From<&BuildError> for Rejected {
             BuildError::Unsupported { .. } => Code::Unimplemented,
             BuildError::Entitlement { .. } => Code::PermissionDenied,
             BuildError::Export(error) => export_code(error),
-            BuildError::Session(error) => error.refusal().unwrap_or(Code::Unknown),
+            BuildError::Session(error) => code_of(error),
             BuildError::Task(_) => Code::Internal,
         };
         Rejected { code: code as i32, message: error.to_string(), details: Vec::new() }
@@ -323,7 +323,7 @@ fn export_code(error: &ExportError) -> Code {
             PushFailure::Cancelled => Code::Cancelled,
         },
         ExportError::Fetch(error) => code_of(error),
-        ExportError::Session(error) => error.refusal().unwrap_or(Code::Unknown),
+        ExportError::Session(error) => code_of(error),
         ExportError::Content(error) => code_of(error),
         ExportError::Cache(error) => code_of(error),
         ExportError::Db(error) => code_of(error),
@@ -364,23 +364,25 @@ impl From<OpenError> for Status {
 }
 
 pub(super) fn cache_status(error: &CacheError) -> Status {
-    let code = match error {
-        CacheError::NotFound { .. } => Code::NotFound,
-        CacheError::Db(error) => code_of(error),
-        CacheError::Content(error) => code_of(error),
-        _ => Code::Internal,
-    };
-    Status::new(code, error.to_string())
+    Status::new(code_of(error), error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::ContentError;
+    use crate::content::FetchError;
     use crate::control::history::RecordedError;
+    use crate::db::DbError;
+    use crate::failpoint::Failpoint;
+    use crate::failpoint::Injected;
     use crate::identity::Version;
     use crate::oci::Digest;
     use crate::oci::Platform;
     use crate::proto::policy;
+    use crate::registry::Place;
+    use crate::registry::Reason;
+    use crate::registry::RegistryError;
 
     fn exporter(kind: &str) -> control::Exporter {
         control::Exporter { r#type: kind.to_owned(), attrs: BTreeMap::new() }
@@ -500,6 +502,12 @@ mod tests {
     #[test]
     fn every_failure_of_a_build_has_its_code() {
         let text = || "x".to_owned();
+        let (reason, digest) = (Reason::default, Digest::sha256("b"));
+        let place =
+            || Arc::new(Place { host: text(), repository: text(), subject: text(), mirror: String::new() });
+        let failed = |source| BuildError::Export(ExportError::Push { name: text(), source });
+        let pushed = |error: RegistryError| failed(error.into());
+        let injected = Injected(Failpoint::ManifestPushed);
         for (error, code) in [
             (BuildError::NoRef, Code::InvalidArgument),
             (BuildError::Unsupported { what: text() }, Code::Unimplemented),
@@ -508,6 +516,18 @@ mod tests {
             (BuildError::Export(ExportError::Unsupported { what: text() }), Code::Unimplemented),
             (BuildError::Export(ExportError::MissingRef { id: text() }), Code::NotFound),
             (BuildError::Export(ExportError::Cancelled), Code::Cancelled),
+            (pushed(RegistryError::Unauthorized { place: place(), reason: reason() }), Code::Unauthenticated),
+            (pushed(RegistryError::Forbidden { place: place(), reason: reason() }), Code::PermissionDenied),
+            (pushed(RegistryError::NotFound { place: place(), reason: reason() }), Code::NotFound),
+            (pushed(RegistryError::Cancelled { place: place() }), Code::Cancelled),
+            (failed(PushFailure::Injected(injected)), Code::Internal),
+            (failed(PushFailure::Cancelled), Code::Cancelled),
+            (failed(PushFailure::Content(ContentError::NoSpace)), Code::ResourceExhausted),
+            (
+                BuildError::Export(ExportError::Fetch(FetchError::Gone { digest, tried: vec![] })),
+                Code::NotFound,
+            ),
+            (BuildError::Export(ExportError::Db(DbError::Injected(injected))), Code::Internal),
             (BuildError::Solve(crate::solver::SolveError::Cancelled), Code::Cancelled),
         ] {
             let status = Status::from(error);

@@ -29,6 +29,7 @@ use crate::solver::SolveReply;
 use crate::solver::SolveRequest;
 use crate::solver::convert::source_file;
 use crate::solver::convert::source_range;
+use crate::solver::convert::unsupported_cap;
 
 /// `ResolverType` of an image of a client's OCI layout.
 const RESOLVER_LAYOUT: i32 = 1;
@@ -42,7 +43,7 @@ pub(super) fn caps(names: &[&str]) -> Vec<caps::ApiCap> {
 pub(super) fn solve_request(request: gateway::SolveRequest) -> Result<SolveRequest, Status> {
     if let Some(import) = request.cache_imports.first() {
         let what = format!("importing a cache of type {:?}", import.r#type);
-        return Err(Status::unimplemented(format!("{what} is not supported")));
+        return Err(unsupported_cap("importcaches", &format!("{what} is not supported")));
     }
     no_policies(&request.source_policies)?;
     Ok(SolveRequest {
@@ -134,7 +135,7 @@ pub(super) fn returned<O: Operate>(
     result: gateway::Result,
 ) -> Result<SolveReply<O>, Status> {
     if !result.attestations.is_empty() {
-        return Err(Status::unimplemented("attestations are not supported"));
+        return Err(unsupported_cap("reference.attestations", "attestations are not supported"));
     }
     let find = |id: &str| -> Result<Option<Ref<O>>, SolveError> { bridge.reference(id) };
     let refs = match result.result {

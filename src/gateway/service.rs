@@ -29,7 +29,8 @@ use crate::solver::Rejected;
 use crate::solver::SolveError;
 use crate::solver::SolveReply;
 use crate::solver::Wait;
-use crate::solver::convert::code_of;
+use crate::solver::code_of;
+use crate::solver::convert::unsupported_cap;
 
 /// Names the build of a call.
 const BUILD_ID: &str = "buildkit-controlapi-buildid";
@@ -104,12 +105,12 @@ async fn within<T>(
     }
 }
 
-fn no_files<T>() -> Result<Response<T>, Status> {
-    Err(Status::unimplemented("reading files of a result is not supported"))
+fn no_files<T>(cap: &str) -> Result<Response<T>, Status> {
+    Err(unsupported_cap(cap, "reading files of a result is not supported"))
 }
 
 fn no_containers<T>() -> Result<Response<T>, Status> {
-    Err(Status::unimplemented("running containers for a frontend is not supported"))
+    Err(unsupported_cap("gateway.exec", "running containers for a frontend is not supported"))
 }
 
 #[tonic::async_trait]
@@ -153,7 +154,8 @@ impl LlbBridge for GatewayService {
         };
         let image = request.image.unwrap_or_default();
         if image.attestation_chain || !image.resolve_attestations.is_empty() {
-            return Err(Status::unimplemented("resolving attestations is not supported"));
+            let cap = "source.metaresolver.image.attestations";
+            return Err(unsupported_cap(cap, "resolving attestations is not supported"));
         }
         let platform = request.platform.as_ref();
         let asked = MetaRequest::of_source(&source, platform, &request.resolve_mode, request.log_name)?;
@@ -241,21 +243,21 @@ impl LlbBridge for GatewayService {
         &self,
         _: Request<wire::ReadFileRequest>,
     ) -> Result<Response<wire::ReadFileResponse>, Status> {
-        no_files()
+        no_files("readfile")
     }
 
     async fn read_dir(
         &self,
         _: Request<wire::ReadDirRequest>,
     ) -> Result<Response<wire::ReadDirResponse>, Status> {
-        no_files()
+        no_files("readdir")
     }
 
     async fn stat_file(
         &self,
         _: Request<wire::StatFileRequest>,
     ) -> Result<Response<wire::StatFileResponse>, Status> {
-        no_files()
+        no_files("statfile")
     }
 
     async fn new_container(

@@ -15,6 +15,7 @@ mod file;
 mod invalid;
 mod source;
 
+use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -176,6 +177,13 @@ impl Definition {
             Some((vertex, locations.locations.iter().filter_map(location).collect()))
         });
         SourceMap { files: files.collect(), locations: locations.collect() }
+    }
+
+    /// The op of a vertex, encoded, and its description. Hashes every op: for errors.
+    pub fn op(&self, vertex: &VertexDigest) -> Option<(Bytes, BTreeMap<String, String>)> {
+        let bytes = self.0.def.iter().find(|bytes| Digest::sha256(bytes) == vertex.0)?;
+        let metadata = self.0.metadata.get(&vertex.to_string());
+        Some((bytes.clone(), metadata.map(|metadata| metadata.description.clone()).unwrap_or_default()))
     }
 
     /// Decodes the graph. `None` if the definition is empty.

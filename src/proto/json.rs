@@ -1,4 +1,4 @@
-//! How Go's `encoding/json` writes what serde writes differently.
+//! How Go's `encoding/json` writes what serde writes differently, and how its `protojson` does.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -72,6 +72,42 @@ fn settle_oneofs(value: &mut Value) {
                     field => settle_oneofs(field),
                 }
             }
+        }
+        _ => {}
+    }
+}
+
+/// The oneofs of our messages, as `encoding/json` names them.
+const ONEOFS: [&str; 4] = ["Op", "Action", "User", "Subject"];
+
+/// A message as Go's `protojson` reads it, which has the set field of a oneof in the message itself. It
+/// takes the names of the `.proto` file, and numbers for enums and 64-bit integers.
+pub fn protojson<T: Serialize>(message: &T) -> serde_json::Result<Value> {
+    let mut value = serde_json::to_value(message)?;
+    lift_oneofs(&mut value);
+    Ok(value)
+}
+
+fn lift_oneofs(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(lift_oneofs),
+        Value::Object(fields) => {
+            for name in ONEOFS {
+                match fields.get_mut(name) {
+                    Some(Value::Object(set)) => {
+                        let set = std::mem::take(set);
+                        fields.remove(name);
+                        fields.extend(set);
+                    }
+                    Some(Value::Null) => drop(fields.remove(name)),
+                    _ => {}
+                }
+            }
+            // `encoding/json` does not mind the case of a name.
+            if let Some(user) = fields.remove("byId") {
+                fields.insert("byID".to_owned(), user);
+            }
+            fields.values_mut().for_each(lift_oneofs);
         }
         _ => {}
     }

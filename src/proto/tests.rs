@@ -162,3 +162,35 @@ fn equal_messages_encode_equally() {
 
     assert_eq!(attrs(["a", "b", "c"]).encode_to_vec(), attrs(["c", "a", "b"]).encode_to_vec());
 }
+
+#[test]
+fn protojson_has_the_set_field_of_a_oneof_in_its_message() {
+    let user = pb::UserOpt { user: Some(pb::user_opt::User::ById(7)) };
+    let mkdir = pb::FileActionMkDir {
+        path: "/x".to_owned(),
+        owner: Some(pb::ChownOpt { user: Some(user), group: None }),
+        ..Default::default()
+    };
+    let action = pb::FileAction {
+        input: 1,
+        action: Some(pb::file_action::Action::Mkdir(mkdir)),
+        ..Default::default()
+    };
+    let file = pb::FileOp { actions: vec![action, pb::FileAction::default()] };
+    let solve = errdefs::Solve {
+        mount_ids: vec!["m".to_owned()],
+        op: Some(pb::Op { op: Some(pb::op::Op::File(file)), ..Default::default() }),
+        subject: Some(errdefs::solve::Subject::File(errdefs::FileAction { index: 1 })),
+        ..Default::default()
+    };
+
+    let expected = serde_json::json!({
+        "mountIDs": ["m"],
+        "op": {"file": {"actions": [
+            {"input": 1, "mkdir": {"path": "/x", "owner": {"user": {"byID": 7}}}},
+            {},
+        ]}},
+        "file": {"index": 1},
+    });
+    assert_eq!(json::protojson(&solve).unwrap(), expected);
+}

@@ -175,7 +175,7 @@ impl<O: Operate> Bridge<'_, O> {
             }
             (None, "") => SolveReply::empty(),
             (None, name) => {
-                let frontend = self.job.frontend(name)?;
+                let frontend = self.job.frontend(name, &request.options)?;
                 let ask = FrontendRequest { options: request.options, inputs: request.inputs };
                 frontend.solve(self.job, ask).await?
             }

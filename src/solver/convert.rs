@@ -4,42 +4,36 @@
 //! Details travel as JSON inside of `Any`, the outermost first, under the type URLs of BuildKit's
 //! `solver/errdefs`.
 
-use std::error::Error;
-use std::io;
-
 use bytes::Bytes;
 use prost::Message as _;
 use serde::Serialize;
 use tonic::Code;
 use tonic::Status;
 
+use super::code::code_of;
 use super::error::Cause;
+use super::error::FailedOp;
+use super::error::FrontendAsked;
 use super::error::Rejected;
 use super::error::SolveError;
 use super::error::SourceLocation;
 use super::jobs::JobExists;
 use super::jobs::NoSuchJob;
-use crate::cache::CacheError;
-use crate::content::ContentError;
-use crate::content::FetchError;
-use crate::db::DbError;
-use crate::ops::OpError;
-use crate::ops::SourceError;
 use crate::ops::VertexDigest;
 use crate::ops::llb::LlbError;
 use crate::progress::SourceFile;
 use crate::progress::SourcePosition;
 use crate::progress::SourceRange;
 use crate::proto::errdefs;
+use crate::proto::json::protojson;
 use crate::proto::pb;
 use crate::proto::rpc;
-use crate::registry::RegistryError;
-use crate::snapshot::SnapshotError;
-use crate::task::TaskFailed;
 
 const TYPE_PREFIX: &str = "github.com/moby/buildkit/";
 /// What clients look for to tell a cancellation from a failure.
 const CANCELLED: &str = "context canceled";
+/// An op that is larger is not told: details travel in a header, where a file's content has no place.
+const MAX_OP_BYTES: usize = 64 << 10;
 
 impl From<SolveError> for Status {
     fn from(error: SolveError) -> Status {
@@ -84,8 +78,12 @@ impl From<SolveError> for Rejected {
             (code(&error), error.to_string())
         };
         let mut details = Vec::new();
+        details.extend(error.op().and_then(solve_detail));
         details.extend(error.locations().iter().filter_map(source_detail));
         details.extend(error.vertex().and_then(vertex_detail));
+        if let SolveError::NoSuchFrontend { name, asked } = &error {
+            details.extend(frontend_details(name, asked));
+        }
         Rejected { code: code as i32, message, details }
     }
 }
@@ -119,11 +117,9 @@ fn code(error: &SolveError) -> Code {
             _ => Code::InvalidArgument,
         },
         SolveError::Vertex { source, .. } => match &source.cause {
-            Cause::Op(error) => op_code(error),
-            Cause::Index(DbError::NoSpace) => Code::ResourceExhausted,
-            Cause::Index(_) | Cause::Panicked(_) | Cause::Output { .. } | Cause::CacheMap { .. } => {
-                Code::Internal
-            }
+            Cause::Op(error) => code_of(error),
+            Cause::Index(error) => code_of(error),
+            Cause::Panicked(_) | Cause::Output { .. } | Cause::CacheMap { .. } => Code::Internal,
         },
         SolveError::DefinitionAndFrontend => Code::InvalidArgument,
         SolveError::NoSuchFrontend { .. } => Code::Unimplemented,
@@ -133,91 +129,43 @@ fn code(error: &SolveError) -> Code {
     }
 }
 
-fn op_code(error: &OpError) -> Code {
-    match error {
-        OpError::Cancelled => Code::Cancelled,
-        OpError::Unsupported { .. } => Code::Unimplemented,
-        OpError::InputGone { source, .. } | OpError::Failed { source } => code_of(source.as_ref()),
-    }
-}
-
-/// The code that the causes of an error call for; the default of the protocol is `Unknown`.
-pub fn code_of(error: &(dyn Error + 'static)) -> Code {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(code) = own_code(error) {
-            return code;
-        }
-        next = error.source();
-    }
-    Code::Unknown
-}
-
-/// `#[error(transparent)]` hides an error from `source`, so that enums are looked into as well.
-fn own_code(error: &(dyn Error + 'static)) -> Option<Code> {
-    if let Some(error) = error.downcast_ref::<SourceError>() {
-        return match error {
-            SourceError::Registry(inner) => own_code(inner),
-            SourceError::Fetch(inner) => own_code(inner),
-            SourceError::Content(inner) => own_code(inner),
-            SourceError::Db(inner) => own_code(inner),
-            SourceError::Task(inner) => own_code(inner),
-            SourceError::NotLocal { .. } => Some(Code::NotFound),
-            SourceError::Cancelled => Some(Code::Cancelled),
-            _ => None,
-        };
-    }
-    if let Some(error) = error.downcast_ref::<CacheError>() {
-        return match error {
-            CacheError::Db(inner) => own_code(inner),
-            CacheError::Content(inner) => own_code(inner),
-            CacheError::Fetch(inner) => own_code(inner),
-            CacheError::Task(inner) => own_code(inner),
-            CacheError::Snapshot(SnapshotError::NoSpace) => Some(Code::ResourceExhausted),
-            CacheError::Snapshot(_) => Some(Code::Internal),
-            CacheError::Cancelled => Some(Code::Cancelled),
-            _ => None,
-        };
-    }
-    if let Some(error) = error.downcast_ref::<RegistryError>() {
-        return match error {
-            RegistryError::NotFound { .. } => Some(Code::NotFound),
-            RegistryError::Unauthorized { .. } => Some(Code::Unauthenticated),
-            RegistryError::Forbidden { .. } => Some(Code::PermissionDenied),
-            RegistryError::Cancelled { .. } => Some(Code::Cancelled),
-            _ => None,
-        };
-    }
-    if let Some(error) = error.downcast_ref::<FetchError>() {
-        return match error {
-            FetchError::Gone { .. } => Some(Code::NotFound),
-            FetchError::NoSpace { .. } => Some(Code::ResourceExhausted),
-            FetchError::Store { .. } => Some(Code::Internal),
-            FetchError::Cancelled { .. } => Some(Code::Cancelled),
-            _ => None,
-        };
-    }
-    if let Some(error) = error.downcast_ref::<ContentError>() {
-        let full = matches!(error, ContentError::NoSpace | ContentError::Db { source: DbError::NoSpace });
-        return Some(if full { Code::ResourceExhausted } else { Code::Internal });
-    }
-    if let Some(error) = error.downcast_ref::<DbError>() {
-        let full = matches!(error, DbError::NoSpace);
-        return Some(if full { Code::ResourceExhausted } else { Code::Internal });
-    }
-    if error.is::<TaskFailed>() {
-        return Some(Code::Internal);
-    }
-    match error.downcast_ref::<io::Error>()?.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory => {
-            Some(Code::ResourceExhausted)
-        }
-        _ => None,
-    }
-}
-
 fn vertex_detail(vertex: VertexDigest) -> Option<(String, Bytes)> {
     detail("errdefs.Vertex+json", &errdefs::Vertex { digest: vertex.to_string() })
+}
+
+/// What failed, for debuggers. There is nothing yet that they could look into.
+fn solve_detail(failed: &FailedOp) -> Option<(String, Bytes)> {
+    if failed.bytes.len() > MAX_OP_BYTES {
+        return None;
+    }
+    let op = pb::Op::decode(failed.bytes.clone()).ok()?;
+    let description = failed.description.clone();
+    let solve = errdefs::Solve { op: Some(op), description, ..errdefs::Solve::default() };
+    detail("errdefs.Solve+json", &protojson(&solve).ok()?)
+}
+
+/// Clients ask frontends for capabilities and requests, and go on without if they learn that one is
+/// not supported.
+fn frontend_details<'a>(
+    name: &str,
+    asked: &'a FrontendAsked,
+) -> impl Iterator<Item = (String, Bytes)> + use<'a> {
+    let frontend = errdefs::Frontend { name: name.to_owned(), source: String::new() };
+    let cap = |name: &String| cap_detail(name);
+    let request =
+        |name: &String| detail("errdefs.Subrequest+json", &errdefs::Subrequest { name: name.clone() });
+    let asked = asked.request.iter().filter_map(request).chain(asked.caps.iter().filter_map(cap));
+    detail("errdefs.Frontend+json", &frontend).into_iter().chain(asked)
+}
+
+fn cap_detail(name: &str) -> Option<(String, Bytes)> {
+    detail("errdefs.FrontendCap+json", &errdefs::FrontendCap { name: name.to_owned() })
+}
+
+/// Refuses what a frontend asks for beyond the capabilities that it was told.
+pub fn unsupported_cap(cap: &str, message: &str) -> Status {
+    let details = cap_detail(cap).into_iter().collect();
+    Rejected { code: Code::Unimplemented as i32, message: message.to_owned(), details }.into()
 }
 
 fn source_detail(location: &SourceLocation) -> Option<(String, Bytes)> {
@@ -268,11 +216,15 @@ pub fn source_range(range: &pb::Range) -> SourceRange {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::error::Error;
+    use std::io;
     use std::sync::Arc;
 
     use super::super::error::VertexError;
     use super::*;
     use crate::oci::Digest;
+    use crate::ops::OpError;
 
     fn failed(source: impl Error + Send + Sync + 'static) -> SolveError {
         let cause = Cause::Op(OpError::failed(source));
@@ -286,10 +238,12 @@ mod tests {
         let at = |line| SourcePosition { line, character: 0 };
         let ranges = vec![SourceRange { start: at(1), end: at(2) }];
         let locations = vec![SourceLocation { file: Arc::new(file), ranges }];
-        SolveError::Vertex {
-            source: Arc::new(VertexError { vertex, name: "x".to_owned(), cause }),
-            locations,
-        }
+        let source = pb::SourceOp { identifier: "docker-image://x".to_owned(), ..pb::SourceOp::default() };
+        let op = pb::Op { op: Some(pb::op::Op::Source(source)), ..pb::Op::default() };
+        let description = BTreeMap::from([("llb.customname".to_owned(), "FROM x".to_owned())]);
+        let op = FailedOp { bytes: op.encode_to_vec().into(), description };
+        let source = Arc::new(VertexError { vertex, name: "x".to_owned(), cause });
+        SolveError::Vertex { source, locations, op: Some(op) }
     }
 
     fn details(status: &Status) -> Vec<(String, serde_json::Value)> {
@@ -308,33 +262,56 @@ mod tests {
         let names: Vec<&str> = details.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(
             names,
-            ["github.com/moby/buildkit/errdefs.Source+json", "github.com/moby/buildkit/errdefs.Vertex+json"]
+            ["Solve", "Source", "Vertex"].map(|name| format!("{TYPE_PREFIX}errdefs.{name}+json"))
         );
+        // As Go's protojson reads it: no object around what is one of several.
+        let solve = serde_json::json!({
+            "op": {"source": {"identifier": "docker-image://x"}},
+            "description": {"llb.customname": "FROM x"},
+        });
+        assert_eq!(details[0].1, solve);
         let source = serde_json::json!({
             "info": {"filename": "Dockerfile", "data": "RlJPTSB4", "language": "Dockerfile"},
             "ranges": [{"start": {"line": 1}, "end": {"line": 2}}],
         });
-        assert_eq!(details[0].1, source);
-        assert_eq!(details[1].1, serde_json::json!({"digest": Digest::sha256("v").to_string()}));
+        assert_eq!(details[1].1, source);
+        assert_eq!(details[2].1, serde_json::json!({"digest": Digest::sha256("v").to_string()}));
     }
 
     #[test]
-    fn the_code_follows_from_the_deepest_cause_that_has_one() {
-        let full = || io::Error::from(io::ErrorKind::StorageFull);
-        let digest = Digest::sha256("b");
+    fn a_solve_has_the_code_of_its_cause() {
         for (error, code) in [
             (failed(io::Error::other("x")), Code::Unknown),
-            (failed(full()), Code::ResourceExhausted),
-            (failed(ContentError::NoSpace), Code::ResourceExhausted),
-            (failed(FetchError::Gone { digest, tried: Vec::new() }), Code::NotFound),
-            (failed(SourceError::Fetch(FetchError::NoSpace { digest })), Code::ResourceExhausted),
-            (failed(SourceError::Db(DbError::Closed)), Code::Internal),
+            (failed(io::Error::from(io::ErrorKind::StorageFull)), Code::ResourceExhausted),
             (SolveError::NoSuchRef { id: "r".to_owned() }, Code::NotFound),
-            (SolveError::NoSuchFrontend { name: "f".to_owned() }, Code::Unimplemented),
             (SolveError::DefinitionAndFrontend, Code::InvalidArgument),
         ] {
             assert_eq!(Status::from(error.clone()).code(), code, "{error:?}");
         }
+    }
+
+    #[test]
+    fn an_op_that_is_too_large_for_a_header_is_not_told() {
+        let mut error = failed(io::Error::other("broken"));
+        let SolveError::Vertex { op, .. } = &mut error else { panic!() };
+        let source = pb::SourceOp { identifier: "x".repeat(MAX_OP_BYTES), ..pb::SourceOp::default() };
+        let large = pb::Op { op: Some(pb::op::Op::Source(source)), ..pb::Op::default() };
+        op.as_mut().unwrap().bytes = large.encode_to_vec().into();
+        assert_eq!(details(&error.into()).len(), 2);
+    }
+
+    #[test]
+    fn a_frontend_that_is_not_there_supports_nothing_that_it_was_asked_for() {
+        let asked =
+            FrontendAsked { request: Some("frontend.outline".to_owned()), caps: vec!["moby.x".to_owned()] };
+        let status = Status::from(SolveError::NoSuchFrontend { name: "f".to_owned(), asked });
+        assert_eq!(status.code(), Code::Unimplemented);
+        let told = |name: &str, value: &str| {
+            (format!("{TYPE_PREFIX}errdefs.{name}+json"), serde_json::json!({"name": value}))
+        };
+        let expected =
+            [told("Frontend", "f"), told("Subrequest", "frontend.outline"), told("FrontendCap", "moby.x")];
+        assert_eq!(details(&status), expected);
     }
 
     #[test]
@@ -343,7 +320,7 @@ mod tests {
             let cause = Cause::Op(OpError::Cancelled);
             let vertex = VertexDigest(Digest::sha256("v"));
             let source = Arc::new(VertexError { vertex, name: "x".to_owned(), cause });
-            SolveError::Vertex { source, locations: Vec::new() }
+            SolveError::Vertex { source, locations: Vec::new(), op: None }
         }] {
             let status = Status::from(error);
             assert_eq!((status.code(), status.message()), (Code::Cancelled, "context canceled"));

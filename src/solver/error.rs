@@ -1,6 +1,9 @@
 //! [`SolveError`]: why a solve failed, with what a client can show of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use crate::db::DbError;
 use crate::ops::OpError;
@@ -18,11 +21,11 @@ pub enum SolveError {
     #[error("{source}")]
     Definition { source: LlbError, locations: Vec<SourceLocation> },
     #[error("{source}")]
-    Vertex { source: Arc<VertexError>, locations: Vec<SourceLocation> },
+    Vertex { source: Arc<VertexError>, locations: Vec<SourceLocation>, op: Option<FailedOp> },
     #[error("a solve has either a definition or a frontend, not both")]
     DefinitionAndFrontend,
     #[error("frontend {name:?} is not supported")]
-    NoSuchFrontend { name: String },
+    NoSuchFrontend { name: String, asked: FrontendAsked },
     #[error("no such ref {id:?} in this job")]
     NoSuchRef { id: String },
     #[error("the result of this job was returned before")]
@@ -57,6 +60,31 @@ impl SolveError {
             _ => &[],
         }
     }
+
+    /// The op of the vertex at fault, if it ran.
+    pub fn op(&self) -> Option<&FailedOp> {
+        match self {
+            SolveError::Vertex { op, .. } => op.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// The op of a vertex, as its definition has it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FailedOp {
+    /// The message, encoded.
+    pub bytes: Bytes,
+    pub description: BTreeMap<String, String>,
+}
+
+/// What a frontend was asked for besides to solve.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FrontendAsked {
+    /// A request of another kind.
+    pub request: Option<String>,
+    /// Capabilities that it must have.
+    pub caps: Vec<String>,
 }
 
 /// Part of a file that a vertex comes from.
@@ -74,7 +102,7 @@ pub struct Rejected {
     pub code: i32,
     pub message: String,
     /// Type URL and value of each detail.
-    pub details: Vec<(String, bytes::Bytes)>,
+    pub details: Vec<(String, Bytes)>,
 }
 
 /// A vertex could not be solved. Every job that waits for it gets this one.

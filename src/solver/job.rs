@@ -20,6 +20,8 @@ use super::Solver;
 use super::bridge::Bridge;
 use super::bridge::BridgeState;
 use super::bridge::locations;
+use super::error::FailedOp;
+use super::error::FrontendAsked;
 use super::error::SolveError;
 use super::event::Interest;
 use super::event::JobNumber;
@@ -38,6 +40,13 @@ use crate::progress::Sink;
 use crate::progress::Update;
 use crate::progress::Vertex;
 use crate::session::SessionGroup;
+
+/// Option of a frontend that asks for something else than a solve.
+const REQUEST_OPTION: &str = "requestid";
+/// Option of a frontend that lists what it must be able to do.
+const CAPS_OPTION: &str = "frontend.caps";
+/// Capabilities that an error lists.
+const MAX_CAPS_TOLD: usize = 16;
 
 /// The ref of a build, chosen by its client.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -143,11 +152,21 @@ impl<O: Operate> Job<O> {
         Bridge { job: self, state: &self.0.bridge }
     }
 
-    pub(super) fn frontend(&self, name: &str) -> Result<Arc<dyn Frontend<O>>, SolveError> {
-        match self.0.frontends.get(name) {
-            Some(frontend) => Ok(Arc::clone(frontend)),
-            None => Err(SolveError::NoSuchFrontend { name: name.chars().take(160).collect() }),
+    /// The frontend of that name; `options` say what it is to be asked for.
+    pub(super) fn frontend(
+        &self,
+        name: &str,
+        options: &BTreeMap<String, String>,
+    ) -> Result<Arc<dyn Frontend<O>>, SolveError> {
+        if let Some(frontend) = self.0.frontends.get(name) {
+            return Ok(Arc::clone(frontend));
         }
+        let clip = |text: &str| text.chars().take(160).collect::<String>();
+        let given = |key: &str| options.get(key).map(String::as_str).filter(|text| !text.is_empty());
+        let caps = given(CAPS_OPTION).map(|list| list.split(',').take(MAX_CAPS_TOLD)).into_iter().flatten();
+        let asked =
+            FrontendAsked { request: given(REQUEST_OPTION).map(clip), caps: caps.map(clip).collect() };
+        Err(SolveError::NoSuchFrontend { name: clip(name), asked })
     }
 
     /// Decodes a definition and shows its vertices, but runs nothing. `None` is the empty file system.
@@ -292,7 +311,9 @@ impl<O: Operate> LazyResult<O> {
             Some(Err(None)) => Err(SolveError::Cancelled),
             Some(Err(Some(source))) => {
                 let locations = locations(&self.0.sources, &source.vertex);
-                Err(SolveError::Vertex { source, locations })
+                let op = self.0.definition.op(&source.vertex);
+                let op = op.map(|(bytes, description)| FailedOp { bytes, description });
+                Err(SolveError::Vertex { source, locations, op })
             }
         }
     }
