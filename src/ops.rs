@@ -9,10 +9,12 @@
 
 mod cache_map;
 mod graph;
+mod http;
 mod image;
 mod layout;
 mod lineage;
 pub mod llb;
+mod local;
 mod merge;
 pub mod op;
 mod operate;
@@ -32,8 +34,12 @@ pub use graph::SourceMap;
 pub use graph::Vertex;
 pub use graph::VertexDigest;
 pub use graph::VertexOptions;
+pub use http::HttpError;
+pub use http::HttpFile;
+pub use http::ResolvedFile;
 pub use lineage::CacheOptGetter;
 pub use lineage::Lineage;
+pub use local::LocalError;
 pub use op::DiffOp;
 pub use op::ExecOp;
 pub use op::FileOp;

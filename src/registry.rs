@@ -166,6 +166,14 @@ impl RegistryClient {
         RegistryClient { shared: Arc::clone(&self.shared), trusted: Some(host.into()) }
     }
 
+    /// Connections to the web server of `url`: with the certificates and proxies that this node is configured
+    /// with, and without redirects.
+    ///
+    /// Cancellation safe.
+    pub async fn web_client(&self, url: &reqwest::Url) -> Result<reqwest::Client, TlsError> {
+        self.shared.web_client(url).await
+    }
+
     fn trusts(&self, host: &str) -> bool {
         self.trusted.as_deref() == Some(host)
     }

@@ -222,9 +222,23 @@ impl Cache {
     }
 }
 
+impl Cache {
+    /// The keys that a record was given; none if there is no such record.
+    pub fn keys(&self, id: &RecordId) -> Result<Vec<String>, CacheError> {
+        Ok(self.0.db.read(|tx| Row::read(tx, id))?.map(|row| row.keys).unwrap_or_default())
+    }
+}
+
 impl MutableRef {
     pub fn id(&self) -> RecordId {
         self.inner().id
+    }
+
+    /// Adds a key that its commit is found by: [`Cache::find_by_key`].
+    pub fn add_key(&mut self, key: impl Into<String>) {
+        if let Some(inner) = &mut self.inner {
+            inner.options.keys.push(key.into());
+        }
     }
 
     /// The state that it was made on.

@@ -8,6 +8,7 @@ use tonic::Status;
 
 use crate::oci::Digest;
 use crate::oci::Platform;
+use crate::ops::HttpFile;
 use crate::ops::LayoutSource;
 use crate::ops::Op;
 use crate::ops::Operate;
@@ -190,13 +191,16 @@ impl MetaRequest {
             source.attrs.entry("image.resolvemode".to_owned()).or_insert_with(|| mode.to_owned());
         }
         let op = llb::source(&source).map_err(source_status)?;
-        if !matches!(op, Op::Image(_) | Op::OciLayout(_)) {
+        if !matches!(op, Op::Image(_) | Op::OciLayout(_) | Op::Http(_) | Op::Local(_)) {
             let kind = op.kind();
             return Err(Status::unimplemented(format!("metadata of a source {kind}:// is not supported")));
         }
         let platform = crate::identity::convert::parse_platform(platform);
         let name = if log_name.is_empty() {
-            format!("resolve image config for {}", source.identifier)
+            match &op {
+                Op::Http(_) | Op::Local(_) => format!("resolve {}", source.identifier),
+                _ => format!("resolve image config for {}", source.identifier),
+            }
         } else {
             log_name
         };
@@ -226,6 +230,15 @@ fn source_status(error: LlbError) -> Status {
     match error {
         LlbError::Unsupported { what, .. } => Status::unimplemented(format!("{what} is not supported")),
         error => Status::invalid_argument(error.to_string()),
+    }
+}
+
+pub(super) fn http_meta(file: &HttpFile) -> gateway::ResolveSourceHttpResponse {
+    gateway::ResolveSourceHttpResponse {
+        checksum: file.digest.to_string(),
+        filename: file.filename.clone(),
+        last_modified: file.modified.map(Into::into),
+        checksum_response: None,
     }
 }
 

@@ -13,6 +13,8 @@ use super::convert::MetaRequest;
 use super::convert::Understands;
 use crate::identity::Identity;
 use crate::identity::convert::worker_record;
+use crate::ops::HttpFile;
+use crate::ops::HttpSource;
 use crate::ops::ImageMeta;
 use crate::ops::Op;
 use crate::ops::Worker;
@@ -92,6 +94,24 @@ impl GatewayService {
         progress.complete(answer.as_ref().err().map(|status| status.message().to_owned()));
         answer
     }
+
+    async fn http_meta(
+        &self,
+        job: &Job<Worker>,
+        request: &MetaRequest,
+        source: &HttpSource,
+    ) -> Result<HttpFile, Status> {
+        let vertex = Vertex::new(request.vertex, request.name.clone());
+        let progress = VertexProgress::new(vertex, std::sync::Arc::new(job.journal().clone()));
+        progress.start();
+        let ctx = job.ctx().with_progress(progress.clone());
+        let answer = match ctx.run(Box::pin(self.worker.web_meta(&ctx, source))).await {
+            Ok(answer) => answer.map_err(|error| Status::new(code_of(&error), error.to_string())),
+            Err(_) => Err(SolveError::Cancelled.into()),
+        };
+        progress.complete(answer.as_ref().err().map(|status| status.message().to_owned()));
+        answer
+    }
 }
 
 /// Runs a call until its job ends.
@@ -159,16 +179,28 @@ impl LlbBridge for GatewayService {
         }
         let platform = request.platform.as_ref();
         let asked = MetaRequest::of_source(&source, platform, &request.resolve_mode, request.log_name)?;
+        let answer = wire::ResolveSourceMetaResponse { source: Some(source), ..Default::default() };
+        match &asked.op {
+            // Nothing is known of a directory before it is sent.
+            Op::Local(_) => return Ok(Response::new(answer)),
+            Op::Http(http) => {
+                if request.http.is_some_and(|http| http.checksum_request.is_some()) {
+                    return Err(Status::unimplemented("checksums with a suffix are not supported"));
+                }
+                let file = self.http_meta(&job, &asked, http).await?;
+                let http = Some(convert::http_meta(&file));
+                return Ok(Response::new(wire::ResolveSourceMetaResponse { http, ..answer }));
+            }
+            _ => {}
+        }
         let meta = self.image_meta(&job, &asked).await?;
         Ok(Response::new(wire::ResolveSourceMetaResponse {
-            source: Some(source),
             image: Some(wire::ResolveSourceImageResponse {
                 digest: meta.digest.to_string(),
                 config: if image.no_config { Default::default() } else { meta.config },
                 attestation_chain: None,
             }),
-            git: None,
-            http: None,
+            ..answer
         }))
     }
 

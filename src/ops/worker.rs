@@ -10,9 +10,14 @@ use super::cache_map::CacheMap;
 use super::cache_map::CacheOpts;
 use super::cache_map::InputKey;
 use super::graph::Vertex;
+use super::http::HttpError;
+use super::http::HttpFile;
+use super::http::Web;
 use super::image::Images;
 use super::layout::Layouts;
 use super::lineage::CacheOptGetter;
+use super::local::Locals;
+use super::op::HttpSource;
 use super::op::ImageSource;
 use super::op::LayoutSource;
 use super::op::Op;
@@ -48,6 +53,8 @@ pub struct Worker {
     cache: Cache,
     images: Images,
     layouts: Layouts,
+    locals: Locals,
+    web: Web,
     /// Ops that may run at the same time; none for no limit.
     slots: Option<Arc<Semaphore>>,
 }
@@ -64,8 +71,10 @@ pub struct ImageMeta {
 impl Worker {
     pub fn new(cache: Cache, registry: RegistryClient, list: ImageList, tasks: Tasks) -> Worker {
         let content = cache.content().clone();
+        let web = Web::new(cache.clone(), registry.clone(), tasks.clone());
+        let locals = Locals::new(cache.clone(), tasks.clone());
         let images = Images::new(content.clone(), registry, list, tasks);
-        Worker { cache, images, layouts: Layouts::new(content), slots: None }
+        Worker { cache, images, layouts: Layouts::new(content), locals, web, slots: None }
     }
 
     /// The same worker, which runs at most `limit` ops at the same time.
@@ -98,6 +107,14 @@ impl Worker {
         platform: &Platform,
     ) -> Result<ImageMeta, SourceError> {
         Ok(meta(self.layouts.resolve(ctx, source, platform).await?))
+    }
+
+    /// What is found under the address of a web server. Without a pinned checksum the server is asked, and a
+    /// file that it has changed is downloaded.
+    ///
+    /// Cancellation safe.
+    pub async fn web_meta(&self, ctx: &Ctx, source: &HttpSource) -> Result<HttpFile, HttpError> {
+        self.web.resolve(ctx, source).await
     }
 
     /// The resolution of a source vertex: the one that it was given before, or a new one.
@@ -173,7 +190,16 @@ impl Operate for Worker {
                 let (digest, opts) = (merge.cache_key(), CacheOpts::new());
                 return Ok(CacheMap { digest, inputs, opts, complete: true });
             }
-            Op::Local(_) | Op::Http(_) | Op::Exec(_) | Op::File(_) | Op::Diff(_) => {
+            Op::Local(source) => {
+                let digest = Locals::cache_key(ctx, source)?;
+                return Ok(CacheMap { digest, inputs: Vec::new(), opts: CacheOpts::new(), complete: true });
+            }
+            Op::Http(source) => {
+                let file = Box::pin(self.web.resolve(ctx, source)).await?;
+                let digest = Web::cache_key(source, &file);
+                return Ok(CacheMap { digest, inputs: Vec::new(), opts: CacheOpts::new(), complete: true });
+            }
+            Op::Exec(_) | Op::File(_) | Op::Diff(_) => {
                 return Err(OpError::Unsupported { what: format!("the {} operation", vertex.op.kind()) });
             }
         };
@@ -202,6 +228,11 @@ impl Operate for Worker {
         };
         if let Op::Merge(merge) = &vertex.op {
             return Ok(vec![merge.run(&self.cache, &vertex.name, inputs).await?]);
+        }
+        match &vertex.op {
+            Op::Local(source) => return Ok(vec![Some(Box::pin(self.locals.run(ctx, source)).await?)]),
+            Op::Http(source) => return Ok(vec![Some(Box::pin(self.web.run(ctx, source)).await?)]),
+            _ => {}
         }
         let Some(resolution) = self.resolution(ctx, vertex).await? else {
             return Err(OpError::Unsupported { what: vertex.op.kind().to_owned() });

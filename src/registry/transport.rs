@@ -27,6 +27,7 @@ use super::Place;
 use super::Reason;
 use super::RegistryError;
 use super::client::Shared;
+use super::tls::TlsError;
 use super::tls::TlsSettings;
 use crate::ctx::Ctx;
 
@@ -129,6 +130,12 @@ impl Shared {
         let own = self.endpoints.tls_of(&authority(url));
         let client = self.clients.get(own.as_ref().unwrap_or(tls), url).await;
         client.map_err(|cause| RegistryError::Tls { place: Arc::clone(place), cause })
+    }
+
+    /// As [`Shared::client_for`], for a server that is no registry.
+    pub async fn web_client(&self, url: &Url) -> Result<reqwest::Client, TlsError> {
+        let own = self.endpoints.tls_of(&authority(url));
+        self.clients.get(&own.unwrap_or_default(), url).await
     }
 
     /// Reads what is left of a reply that nobody wants, if that is little.

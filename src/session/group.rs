@@ -76,6 +76,16 @@ impl SessionGroup {
         self.ids.lock().unwrap_or_else(PoisonError::into_inner).retain(|there| there != id);
     }
 
+    /// The open session of this ID, whether or not it is one of the group.
+    ///
+    /// Waits up to five seconds for it. Cancellation safe.
+    pub async fn find(&self, id: &SessionId) -> Result<Session, SessionError> {
+        match &self.sessions {
+            Some(sessions) => sessions.find(id).await,
+            None => Err(SessionError::NoActiveSessions),
+        }
+    }
+
     /// Makes `call` on one session after another until one succeeds. Waits up to five seconds for
     /// each to be there; any error goes on to the next, the last error is the answer.
     ///

@@ -10,6 +10,7 @@ use super::invalid::InvalidOp;
 use super::pb;
 use crate::oci::Reference;
 use crate::ops::graph::VertexDigest;
+use crate::ops::http::ResolvedFile;
 use crate::ops::op::Differ;
 use crate::ops::op::HttpSignature;
 use crate::ops::op::HttpSource;
@@ -171,6 +172,7 @@ fn http(url: &str, attrs: &Attrs) -> Result<HttpSource, InvalidOp> {
         auth_header_secret: None,
         headers: Vec::new(),
         signature: None,
+        resolved: ResolvedFile::default(),
     };
     let (mut public_key, mut signature) = (String::new(), String::new());
     for (key, value) in attrs {

@@ -1,6 +1,7 @@
 //! [`HttpSource`]: a file of a web server.
 
 use crate::oci::Digest;
+use crate::ops::http::ResolvedFile;
 
 /// `http://` and `https://`: what stands at an address, as one file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +21,8 @@ pub struct HttpSource {
     /// Headers of the request, canonical names, sorted.
     pub headers: Vec<(String, String)>,
     pub signature: Option<HttpSignature>,
+    /// What it did resolve to.
+    pub resolved: ResolvedFile,
 }
 
 /// A detached PGP signature that the bytes must have.
