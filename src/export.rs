@@ -1,4 +1,4 @@
-//! A result becomes an image, an archive or a push.
+//! A result becomes an image, an archive, files of the client or a push.
 //!
 //! [`Exporters::plan`] checks what a client asks for before anything is built. [`Export::run`] makes
 //! the documents of the image, which needs no bytes of its layers, and then names it or sends it to
@@ -15,12 +15,15 @@ mod archive;
 mod assemble;
 mod config;
 mod error;
+mod files;
 mod image;
 mod json;
+mod local;
 mod options;
 mod push;
 mod source;
 mod tar;
+mod tarball;
 
 #[cfg(test)]
 mod tests;
@@ -51,6 +54,8 @@ use archive::ArchiveExport;
 use archive::Format;
 use image::ImageExport;
 use image::PendingPush;
+use local::LocalExport;
+use tarball::TarExport;
 
 /// What the exporters of this node share. Clones are the same.
 #[derive(Clone, Debug)]
@@ -58,6 +63,8 @@ pub struct Exporters {
     content: ContentStore,
     images: ImageList,
     push: Push,
+    /// Run what blocks.
+    tasks: Tasks,
 }
 
 /// One export that a client asked for, checked.
@@ -71,6 +78,8 @@ pub struct Export {
 enum Kind {
     Image(ImageExport),
     Archive(ArchiveExport),
+    Local(LocalExport),
+    Tar(TarExport),
 }
 
 /// Where and how the client wants an export.
@@ -87,8 +96,8 @@ pub struct ExportTarget {
 pub struct Exported {
     /// Keys for the client.
     pub response: BTreeMap<String, String>,
-    /// The image that was exported.
-    pub descriptor: Descriptor,
+    /// The image that was exported, if it was one.
+    pub descriptor: Option<Descriptor>,
     pending: Vec<PendingPush>,
 }
 
@@ -99,8 +108,8 @@ impl Exporters {
         images: ImageList,
         tasks: Tasks,
     ) -> Exporters {
-        let push = Push::new(content.clone(), registry, tasks);
-        Exporters { content, images, push }
+        let push = Push::new(content.clone(), registry, tasks.clone());
+        Exporters { content, images, push, tasks }
     }
 
     /// The export of type `kind` with these attributes.
@@ -109,6 +118,8 @@ impl Exporters {
             "image" => Kind::Image(ImageExport::parse(attributes)?),
             "oci" => Kind::Archive(ArchiveExport::parse(Format::Oci, attributes)?),
             "docker" => Kind::Archive(ArchiveExport::parse(Format::Docker, attributes)?),
+            "local" => Kind::Local(LocalExport::parse(attributes)?),
+            "tar" => Kind::Tar(TarExport::parse(attributes)?),
             other => return Err(ExportError::Unsupported { what: format!("exporter {other:?}") }),
         };
         Ok(Export { exporters: self.clone(), kind })
@@ -121,6 +132,8 @@ impl Export {
         match &self.kind {
             Kind::Image(_) => "exporting to image",
             Kind::Archive(archive) => archive.name(),
+            Kind::Local(_) => "exporting to client directory",
+            Kind::Tar(_) => "exporting to client tarball",
         }
     }
 
@@ -136,11 +149,18 @@ impl Export {
         match &self.kind {
             Kind::Image(image) => Box::pin(image.run(ctx, &self.exporters, source, target)).await,
             Kind::Archive(archive) => Box::pin(archive.run(ctx, &self.exporters, source, target)).await,
+            Kind::Local(local) => Box::pin(local.run(ctx, &self.exporters, source, target)).await,
+            Kind::Tar(tar) => Box::pin(tar.run(ctx, &self.exporters, source, target)).await,
         }
     }
 }
 
 impl Exported {
+    /// An export that clients need no keys for.
+    fn files() -> Exported {
+        Exported { response: BTreeMap::new(), descriptor: None, pending: Vec::new() }
+    }
+
     /// Pushes what is to be pushed, one name after the other.
     ///
     /// Cancellation safe: blobs that arrived stay and are found the next time.

@@ -336,7 +336,9 @@ impl Build {
         let mut built = Built::default();
         for (index, exported) in exported.into_iter().enumerate() {
             built.response.extend(exported.response);
-            built.results.insert(index, exported.descriptor);
+            if let Some(descriptor) = exported.descriptor {
+                built.results.insert(index, descriptor);
+            }
         }
         Ok(built)
     }

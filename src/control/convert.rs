@@ -36,6 +36,7 @@ use crate::proto::pb;
 use crate::session::OpenError;
 use crate::session::Opening;
 use crate::session::SessionId;
+use crate::session::fsutil::TransferError;
 use crate::solver::Rejected;
 use crate::solver::code_of;
 use crate::solver::convert::status_message;
@@ -327,7 +328,10 @@ fn export_code(error: &ExportError) -> Code {
         ExportError::Content(error) => code_of(error),
         ExportError::Cache(error) => code_of(error),
         ExportError::Db(error) => code_of(error),
-        ExportError::Json { .. } => Code::Internal,
+        ExportError::Transfer(TransferError::Session(error)) => error.refusal().unwrap_or(Code::Unknown),
+        ExportError::Transfer(TransferError::Clash { .. }) => Code::InvalidArgument,
+        ExportError::Transfer(_) => Code::Unknown,
+        ExportError::Json { .. } | ExportError::Archive(_) | ExportError::Task(_) => Code::Internal,
         ExportError::Cancelled => Code::Cancelled,
     }
 }

@@ -127,7 +127,7 @@ impl ArchiveExport {
         } else {
             Box::pin(sender.send_blobs()).await?;
         }
-        Ok(Exported { response, descriptor: root, pending: Vec::new() })
+        Ok(Exported { response, descriptor: Some(root), pending: Vec::new() })
     }
 }
 

@@ -3,6 +3,7 @@
 use super::config::InvalidConfig;
 use super::options::InvalidOptions;
 use super::push::PushFailure;
+use crate::archive::ArchiveError;
 use crate::cache::CacheError;
 use crate::content::ContentError;
 use crate::content::FetchError;
@@ -10,6 +11,8 @@ use crate::ctx::Cancelled;
 use crate::db::DbError;
 use crate::oci::InvalidReference;
 use crate::session::SessionError;
+use crate::session::fsutil::TransferError;
+use crate::task::TaskFailed;
 
 /// A result could not be exported.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,12 @@ pub enum ExportError {
     Content(#[from] ContentError),
     #[error(transparent)]
     Cache(CacheError),
+    #[error("the client did not take the files: {0}")]
+    Transfer(#[from] TransferError),
+    #[error("the files can't be put into an archive: {0}")]
+    Archive(#[from] ArchiveError),
+    #[error(transparent)]
+    Task(#[from] TaskFailed),
     #[error(transparent)]
     Db(#[from] DbError),
     #[error("a document of the image can't be written or read")]
@@ -67,7 +76,9 @@ impl ExportError {
     /// True if the export ended because its request did.
     pub fn is_cancelled(&self) -> bool {
         match self {
-            ExportError::Cancelled | ExportError::Fetch(FetchError::Cancelled { .. }) => true,
+            ExportError::Cancelled
+            | ExportError::Fetch(FetchError::Cancelled { .. })
+            | ExportError::Cache(CacheError::Cancelled) => true,
             ExportError::Push { source, .. } => source.is_cancelled(),
             _ => false,
         }

@@ -134,7 +134,7 @@ impl ImageExport {
                 pending.push(PendingPush { push, image, destination: self.destination(name)? });
             }
         }
-        Ok(Exported { response, descriptor: root, pending })
+        Ok(Exported { response, descriptor: Some(root), pending })
     }
 
     /// The names of the image, and whether each gets a canonical one as well.

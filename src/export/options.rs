@@ -85,6 +85,8 @@ pub enum InvalidOptions {
     Compression { value: String },
     #[error("invalid {key}: {value:?} is not a number of seconds")]
     Epoch { key: String, value: String },
+    #[error("invalid local exporter mode {value:?}: use copy or delete")]
+    Mode { value: String },
     #[error(transparent)]
     Annotation(#[from] InvalidAnnotation),
     #[error("exporter option {option:?} conflicts with {with:?}")]

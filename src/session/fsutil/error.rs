@@ -27,6 +27,8 @@ pub enum TransferError {
     Order { path: String, after: String },
     #[error("invalid link {path:?} to unknown path {target:?}")]
     Link { path: String, target: String },
+    #[error("cannot overwrite {path} from {other} with {one} when split option is disabled")]
+    Clash { path: String, one: String, other: String },
     #[error("bytes of entry {id}, which was not asked for")]
     NotAsked { id: u32 },
     #[error("packet of type {kind} makes no sense here")]

@@ -1,0 +1,198 @@
+package conformance
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
+	"github.com/moby/buildkit/client/llb/sourceresolver"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/secrets/secretsprovider"
+	"github.com/moby/buildkit/session/upload/uploadprovider"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
+	"github.com/stretchr/testify/require"
+)
+
+// web is a server of one file that notes what it is asked.
+type web struct {
+	*httptest.Server
+	mu       sync.Mutex
+	text     string
+	etag     string
+	header   http.Header
+	requests []*http.Request
+	sent     int
+}
+
+func newWeb(t *testing.T, text string) *web {
+	t.Helper()
+	w := &web{text: text, etag: `"one"`, header: http.Header{}}
+	w.Server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.requests = append(w.requests, r)
+		if r.URL.Path == "/moved" {
+			http.Redirect(rw, r, "/dir/file.txt", http.StatusFound)
+			return
+		}
+		if r.URL.Path == "/missing" {
+			http.NotFound(rw, r)
+			return
+		}
+		for k, v := range w.header {
+			rw.Header()[k] = v
+		}
+		if w.etag != "" {
+			rw.Header().Set("ETag", w.etag)
+			if strings.Contains(r.Header.Get("If-None-Match"), w.etag) {
+				rw.WriteHeader(http.StatusNotModified)
+				return
+			}
+		}
+		if r.Method == http.MethodGet {
+			w.sent++
+			_, _ = io.WriteString(rw, w.text)
+		}
+	}))
+	t.Cleanup(w.Close)
+	return w
+}
+
+func (w *web) bodies() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.sent
+}
+
+func fetchHTTP(t *testing.T, c *client.Client, state llb.State, attach ...session.Attachable) (string, error) {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "out")
+	opt := exports(toDir(out))
+	opt.Session = attach
+	_, _, err := solve(t, c, marshal(t, state), opt)
+	return out, err
+}
+
+func TestHTTPFileIsAsTheServerSays(t *testing.T) {
+	c := connect(t)
+	w := newWeb(t, "text")
+	w.header.Set("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
+	out, err := fetchHTTP(t, c, llb.HTTP(w.URL+"/dir/file.txt"))
+	require.NoError(t, err)
+	info, err := os.Stat(filepath.Join(out, "file.txt"))
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), info.Mode())
+	require.Equal(t, int64(1445412480), info.ModTime().Unix())
+
+	w.header.Set("Content-Disposition", `attachment; filename="../named by server"`)
+	w.etag = `"two"`
+	out, err = fetchHTTP(t, c, llb.HTTP(w.URL+"/dir/file.txt", llb.Chmod(0o755)))
+	require.NoError(t, err)
+	require.Equal(t, []string{"-rwxr-xr-x named by server text"}, tree(t, out))
+
+	out, err = fetchHTTP(t, c, llb.HTTP(w.URL+"/moved", llb.Filename("mine")))
+	require.NoError(t, err)
+	require.Equal(t, []string{"-rw------- mine text"}, tree(t, out))
+}
+
+func TestHTTPSameFileIsNotSentAgain(t *testing.T) {
+	c := connect(t)
+	w := newWeb(t, "first")
+	for range 3 {
+		_, err := fetchHTTP(t, c, llb.HTTP(w.URL+"/file"))
+		require.NoError(t, err)
+	}
+	require.Equal(t, 1, w.bodies())
+	w.mu.Lock()
+	w.text, w.etag = "second", `W/"two"`
+	w.mu.Unlock()
+	out, err := fetchHTTP(t, c, llb.HTTP(w.URL+"/file"))
+	require.NoError(t, err)
+	require.Equal(t, []string{"-rw------- file second"}, tree(t, out))
+	require.Equal(t, 2, w.bodies())
+	w.mu.Lock()
+	w.etag = ""
+	w.mu.Unlock()
+	_, err = fetchHTTP(t, c, llb.HTTP(w.URL+"/file"))
+	require.NoError(t, err)
+	require.Equal(t, 3, w.bodies(), "without a validator it has to be read")
+}
+
+func TestHTTPChecksum(t *testing.T) {
+	c := connect(t)
+	w := newWeb(t, "text")
+	want := llb.Checksum(digest.FromString("text"))
+	out, err := fetchHTTP(t, c, llb.HTTP(w.URL+"/file", want))
+	require.NoError(t, err)
+	require.Equal(t, []string{"-rw------- file text"}, tree(t, out))
+	before := w.bodies()
+	_, err = fetchHTTP(t, c, llb.HTTP(w.URL+"/file", want))
+	require.NoError(t, err)
+	require.Equal(t, before, w.bodies(), "a pinned file that is here is not asked for")
+	_, err = fetchHTTP(t, c, llb.HTTP(w.URL+"/file", llb.Checksum(digest.FromString("other"))))
+	require.ErrorContains(t, err, "digest mismatch")
+	_, err = fetchHTTP(t, c, llb.HTTP(w.URL+"/missing"))
+	require.ErrorContains(t, err, "404")
+}
+
+func TestHTTPSecretsAuthorise(t *testing.T) {
+	c := connect(t)
+	w := newWeb(t, "text")
+	w.etag = ""
+	secrets := secretsprovider.FromMap(map[string][]byte{
+		"HTTP_AUTH_TOKEN_127.0.0.1": []byte("token"),
+		"mine":                      []byte("Basic xyz"),
+	})
+	_, err := fetchHTTP(t, c, llb.HTTP(w.URL+"/file"), secrets)
+	require.NoError(t, err)
+	_, err = fetchHTTP(t, c, llb.HTTP(w.URL+"/moved", llb.AuthHeaderSecret("mine")), secrets)
+	require.NoError(t, err)
+	var seen []string
+	for _, r := range w.requests {
+		seen = append(seen, r.Header.Get("Authorization"))
+	}
+	require.Equal(t, []string{"Bearer token", "Basic xyz", "Basic xyz"}, seen)
+	_, err = fetchHTTP(t, c, llb.HTTP(w.URL+"/file", llb.AuthHeaderSecret("none")), secrets)
+	require.ErrorContains(t, err, "none")
+}
+
+func TestHTTPUploadOfTheClient(t *testing.T) {
+	c := connect(t)
+	uploads := uploadprovider.New()
+	url := uploads.Add(io.NopCloser(strings.NewReader(strings.Repeat("large", 1<<20))))
+	out, err := fetchHTTP(t, c, llb.HTTP(url, llb.Filename("up")), uploads)
+	require.NoError(t, err)
+	info, err := os.Stat(filepath.Join(out, "up"))
+	require.NoError(t, err)
+	require.EqualValues(t, 5<<20, info.Size())
+}
+
+func TestHTTPMetadataForFrontends(t *testing.T) {
+	c := connect(t)
+	w := newWeb(t, "text")
+	w.header.Set("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
+	_, err := c.Build(testContext(t), client.SolveOpt{}, "", func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+		source := &pb.SourceOp{Identifier: w.URL + "/file.txt"}
+		md, err := c.ResolveSourceMetadata(ctx, source, sourceresolver.Opt{})
+		if err != nil {
+			return nil, err
+		}
+		require.Equal(t, digest.FromString("text"), md.HTTP.Digest)
+		require.Equal(t, "file.txt", md.HTTP.Filename)
+		require.Equal(t, time.Unix(1445412480, 0).UTC(), md.HTTP.LastModified.UTC())
+		return gateway.NewResult(), nil
+	}, nil)
+	require.NoError(t, err)
+	require.Equal(t, 1, w.bodies())
+}
