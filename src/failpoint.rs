@@ -15,45 +15,63 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 macro_rules! failpoints {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+    ($($(#[$group_doc:meta])* $group:ident { $($(#[$doc:meta])* $variant:ident = $name:literal,)* })*) => {
         /// A durable step. The failpoint is hit right after the step that it names.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-        pub enum Failpoint { $($(#[$doc])* $variant,)* }
+        pub enum Failpoint { $($($(#[$doc])* $variant,)*)* }
 
         impl Failpoint {
-            pub const ALL: &'static [Failpoint] = &[$(Failpoint::$variant,)*];
+            $($(#[$group_doc])* pub const $group: &'static [Failpoint] = &[$(Failpoint::$variant,)*];)*
+
+            pub const ALL: &'static [Failpoint] = &[$($(Failpoint::$variant,)*)*];
 
             /// The name used in `THUNKD_FAILPOINT`.
             pub fn name(self) -> &'static str {
-                match self { $(Failpoint::$variant => $name,)* }
+                match self { $($(Failpoint::$variant => $name,)*)* }
             }
         }
     };
 }
 
 failpoints! {
-    /// A partial blob's file was created.
-    IngestCreated = "ingest-created",
-    /// Some bytes of a partial blob were written.
-    IngestWritten = "ingest-written",
-    /// A whole, verified partial blob was synced.
-    IngestSynced = "ingest-synced",
-    /// It was renamed to its final place.
-    BlobRenamed = "blob-renamed",
-    /// The directory of the renamed blob was synced.
-    BlobDirectorySynced = "blob-directory-synced",
-    /// A transaction was handed to the store and is not yet committed.
-    TransactionBuilt = "transaction-built",
-    /// A transaction was committed.
-    TransactionCommitted = "transaction-committed",
-    /// The intent to delete blobs was recorded.
-    DeletionRecorded = "deletion-recorded",
-    /// A blob's file was deleted, its row not yet.
-    BlobDeleted = "blob-deleted",
-    /// A blob arrived at a push target.
-    BlobPushed = "blob-pushed",
-    /// A manifest arrived at a push target.
-    ManifestPushed = "manifest-pushed",
+    /// Steps of fetching, registering, pushing and deleting blobs.
+    BLOBS {
+        /// A partial blob's file was created.
+        IngestCreated = "ingest-created",
+        /// Some bytes of a partial blob were written.
+        IngestWritten = "ingest-written",
+        /// A whole, verified partial blob was synced.
+        IngestSynced = "ingest-synced",
+        /// It was renamed to its final place.
+        BlobRenamed = "blob-renamed",
+        /// The directory of the renamed blob was synced.
+        BlobDirectorySynced = "blob-directory-synced",
+        /// A transaction was handed to the store and is not yet committed.
+        TransactionBuilt = "transaction-built",
+        /// A transaction was committed.
+        TransactionCommitted = "transaction-committed",
+        /// The intent to delete blobs was recorded.
+        DeletionRecorded = "deletion-recorded",
+        /// A blob's file was deleted, its row not yet.
+        BlobDeleted = "blob-deleted",
+        /// A blob arrived at a push target.
+        BlobPushed = "blob-pushed",
+        /// A manifest arrived at a push target.
+        ManifestPushed = "manifest-pushed",
+    }
+    /// Steps of making and removing snapshots.
+    SNAPSHOTS {
+        /// A snapshot's directory is whole, under a temporary name.
+        SnapshotWritten = "snapshot-written",
+        /// It was renamed to its place.
+        SnapshotMade = "snapshot-made",
+        /// What only an active snapshot needs was removed.
+        SnapshotFinished = "snapshot-finished",
+        /// It was renamed to its committed place.
+        SnapshotCommitted = "snapshot-committed",
+        /// A snapshot was renamed out of its place, its files are there still.
+        SnapshotRemoved = "snapshot-removed",
+    }
 }
 
 impl fmt::Display for Failpoint {

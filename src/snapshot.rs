@@ -4,10 +4,10 @@
 //! *committed* one under its final name, which is never written again and can be a parent. A *view* shows parents
 //! read-only.
 
-#![expect(clippy::todo, dead_code, unused_variables, reason = "signatures first: the bodies land next")]
-
 mod absent;
 mod apply;
+#[cfg(test)]
+mod conformance;
 mod diff;
 mod error;
 mod index;
@@ -15,6 +15,10 @@ mod key;
 mod mount;
 mod native;
 mod overlay;
+mod slot;
+mod squash;
+mod stale;
+mod store;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -117,8 +121,8 @@ pub trait Snapshotter: fmt::Debug + Send + Sync {
     /// a character device 0:0 hides what is below, `trusted.overlay.opaque` = `y` hides what is in directories below.
     fn upper(&self, key: &SnapshotKey) -> Option<PathBuf>;
 
-    /// Makes an active snapshot the committed one `name`. Atomic, but not synced: who needs it to last syncs the
-    /// file system before saying so elsewhere.
+    /// Makes an active snapshot the committed one `name`. Atomic, but not synced: who needs it to last calls
+    /// [`Snapshotter::sync`] before saying so elsewhere.
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<(), SnapshotError>;
 
     /// Refused while another snapshot stands on it, or it is mounted.
@@ -130,4 +134,7 @@ pub trait Snapshotter: fmt::Debug + Send + Sync {
 
     /// All snapshots, sorted by key.
     async fn walk(&self) -> Result<Vec<SnapshotInfo>, SnapshotError>;
+
+    /// Makes what was done so far outlast a power cut.
+    async fn sync(&self) -> Result<(), SnapshotError>;
 }

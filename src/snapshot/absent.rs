@@ -68,4 +68,7 @@ impl Snapshotter for AbsentSnapshotter {
     async fn walk(&self) -> Result<Vec<SnapshotInfo>, SnapshotError> {
         Ok(Vec::new())
     }
+    async fn sync(&self) -> Result<(), SnapshotError> {
+        Ok(())
+    }
 }

@@ -1,7 +1,40 @@
 //! What has to be mounted to see a snapshot, and what is.
 
+use std::any::Any;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::io::Read as _;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd as _;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::path::PathBuf;
+
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::mount::FsMountFlags;
+use rustix::mount::FsOpenFlags;
+use rustix::mount::MountAttrFlags;
+use rustix::mount::MountFlags;
+use rustix::mount::MoveMountFlags;
+use rustix::mount::OpenTreeFlags;
+use rustix::thread::UnshareFlags;
+
+use super::SnapshotError;
+use crate::task::TaskFailed;
+use crate::task::Tasks;
+
+/// Lower directories that the kernel takes.
+pub(super) const MAX_LOWER: usize = 500;
+/// The kernel takes a string of 255 bytes for one option; longer paths go by descriptor.
+const MAX_VALUE: usize = 255;
+/// Both sides of every mount agree on these: an upper directory then says all that was changed in it, in a form that
+/// stays readable when it is moved elsewhere.
+const OVERLAY_OPTIONS: [(&str, &str); 3] = [("index", "off"), ("metacopy", "off"), ("redirect_dir", "off")];
 
 /// What `mount(8)` would be given.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -13,15 +46,235 @@ pub struct Mount {
 }
 
 /// A snapshot that can be seen at a path, until this is dropped.
+///
+/// Dropping it unmounts on the spot, which is quick unless many of the snapshot's files were looked at: their
+/// entries in memory go then. [`Mounted::unmount`] does the same where blocking is allowed.
 #[must_use = "dropping it unmounts"]
-#[derive(Debug)]
 pub struct Mounted {
     path: PathBuf,
+    tasks: Tasks,
+    /// Unmounts when it is dropped.
+    guard: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl Mounted {
+    /// What is mounted at `path` is unmounted when `guard` is dropped.
+    pub fn new(path: PathBuf, tasks: Tasks, guard: impl Any + Send + Sync) -> Mounted {
+        Mounted { path, tasks, guard: Some(Box::new(guard)) }
+    }
+
     /// A directory of the host.
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Cancellation safe: it is unmounted in any case.
+    pub async fn unmount(mut self) -> Result<(), TaskFailed> {
+        let guard = self.guard.take();
+        self.tasks.spawn_blocking("unmount", move || drop(guard)).await
+    }
+}
+
+impl fmt::Debug for Mounted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mounted").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Mount {
+    pub(super) fn bind(source: &Path, read_only: bool) -> Mount {
+        Mount {
+            kind: "bind".to_owned(),
+            source: source.display().to_string(),
+            options: vec!["rbind".to_owned(), if read_only { "ro" } else { "rw" }.to_owned()],
+        }
+    }
+}
+
+/// The directories of an overlay mount.
+#[derive(Clone, Debug)]
+pub(super) struct Overlay {
+    /// Topmost first: two at least if there is no upper one, [`MAX_LOWER`] at most.
+    pub lower: Vec<PathBuf>,
+    /// Where changes go, and an empty directory beside it.
+    pub upper: Option<(PathBuf, PathBuf)>,
+}
+
+impl Overlay {
+    pub(super) fn describe(&self) -> Mount {
+        let mut options: Vec<_> =
+            OVERLAY_OPTIONS.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let lower: Vec<_> = self.lower.iter().map(|path| escape(path)).collect();
+        options.push(format!("lowerdir={}", lower.join(":")));
+        if let Some((upper, work)) = &self.upper {
+            options.push(format!("upperdir={}", escape(upper)));
+            options.push(format!("workdir={}", escape(work)));
+        }
+        Mount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }
+    }
+
+    pub(super) fn mount(&self, target: &Path) -> Result<(), SnapshotError> {
+        let mounted = match self.mount_by_descriptor(target) {
+            // The kernel is older than 6.5.
+            Err(MountFailed::NotKnown) => self.mount_by_options(target),
+            Err(MountFailed::Io(error)) => Err(error),
+            Ok(()) => Ok(()),
+        };
+        mounted.map_err(SnapshotError::io("mount overlay on", target))
+    }
+
+    /// Every directory is an option of its own, so their number and length don't matter.
+    fn mount_by_descriptor(&self, target: &Path) -> Result<(), MountFailed> {
+        let context = match rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
+            Err(Errno::NOSYS) => return Err(MountFailed::NotKnown),
+            other => other.map_err(io::Error::from)?,
+        };
+        for (n, lower) in self.lower.iter().enumerate() {
+            match set_path(&context, "lowerdir+", lower) {
+                Err(Errno::INVAL) if n == 0 => return Err(MountFailed::NotKnown),
+                other => explain(&context, other)?,
+            }
+        }
+        for (name, value) in OVERLAY_OPTIONS {
+            explain(&context, rustix::mount::fsconfig_set_string(context.as_fd(), name, value))?;
+        }
+        if let Some((upper, work)) = &self.upper {
+            explain(&context, set_path(&context, "upperdir", upper))?;
+            explain(&context, set_path(&context, "workdir", work))?;
+            // What is changed is synced once, when it is committed; not whenever somebody syncs or unmounts.
+            explain(&context, rustix::mount::fsconfig_set_flag(context.as_fd(), "volatile"))?;
+        }
+        explain(&context, rustix::mount::fsconfig_create(context.as_fd()))?;
+        let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+        let attributes = match self.upper {
+            Some(_) => MountAttrFlags::empty(),
+            None => MountAttrFlags::MOUNT_ATTR_RDONLY,
+        };
+        let mount = explain(&context, rustix::mount::fsmount(context.as_fd(), flags, attributes))?;
+        attach(mount.as_fd(), target).map_err(io::Error::from)?;
+        Ok(())
+    }
+
+    /// All directories are in one option, which has a page at most. So they get short names, relative to a directory
+    /// of links to them: the links are followed while mounting, and not needed afterwards.
+    fn mount_by_options(&self, target: &Path) -> io::Result<()> {
+        let mut links = target.as_os_str().to_owned();
+        links.push(".links");
+        let links = PathBuf::from(links);
+        fs::create_dir(&links)?;
+        let mounted = self.mount_from(&links, target);
+        mounted.and(fs::remove_dir_all(&links))
+    }
+
+    fn mount_from(&self, links: &Path, target: &Path) -> io::Result<()> {
+        let link = |path: &Path, name: &str| std::os::unix::fs::symlink(path, links.join(name));
+        let mut names = Vec::new();
+        for (n, lower) in self.lower.iter().enumerate() {
+            let name = n.to_string();
+            link(lower, &name)?;
+            names.push(name);
+        }
+        let mut options: Vec<_> =
+            OVERLAY_OPTIONS.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        options.push(format!("lowerdir={}", names.join(":")));
+        let mut flags = MountFlags::RDONLY;
+        if let Some((upper, work)) = &self.upper {
+            link(upper, "u")?;
+            link(work, "w")?;
+            options.push("upperdir=u,workdir=w,volatile".to_owned());
+            flags = MountFlags::empty();
+        }
+        let options = std::ffi::CString::new(options.join(","))?;
+        let target = fs::canonicalize(target)?;
+        let mount = || -> io::Result<()> {
+            // Safety: this thread shares no file descriptors or memory mappings less than before, only its working
+            // directory is its own from here on. It ends with this function.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+            rustix::process::chdir(links)?;
+            rustix::mount::mount("overlay", &target, "overlay", flags, Some(options.as_c_str()))?;
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("mount".to_owned()).spawn_scoped(scope, mount)?;
+            thread.join().map_err(|_| io::Error::other("the thread that mounts panicked"))?
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn mount_as_older_kernels(&self, target: &Path) -> io::Result<()> {
+        self.mount_by_options(target)
+    }
+}
+
+/// Shows `source` at `target` too, read-only.
+pub(super) fn bind_read_only(source: &Path, target: &Path) -> rustix::io::Result<()> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(rustix::fs::CWD, source, flags)?;
+    attach(tree.as_fd(), target)?;
+    let flags = MountFlags::RDONLY | MountFlags::BIND;
+    rustix::mount::mount_remount(target, flags, c"").inspect_err(|_| {
+        let _ = rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH);
+    })
+}
+
+fn attach(mount: BorrowedFd<'_>, target: &Path) -> rustix::io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", rustix::fs::CWD, target, flags)
+}
+
+/// Passes a path as one option. The kernel takes it as it is, without escapes, for lower directories, and with
+/// backslashes for the others.
+fn set_path(context: &OwnedFd, name: &str, path: &Path) -> rustix::io::Result<()> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() <= MAX_VALUE && !bytes.iter().any(|b| b"\\:,".contains(b)) {
+        return rustix::mount::fsconfig_set_string(context.as_fd(), name, path);
+    }
+    let dir = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
+    rustix::mount::fsconfig_set_string(context.as_fd(), name, path)
+}
+
+#[derive(Debug)]
+enum MountFailed {
+    /// The kernel does not have this way to mount.
+    NotKnown,
+    Io(io::Error),
+}
+
+impl From<io::Error> for MountFailed {
+    fn from(error: io::Error) -> MountFailed {
+        MountFailed::Io(error)
+    }
+}
+
+/// Adds what the kernel says of a failure.
+fn explain<T>(context: &OwnedFd, result: rustix::io::Result<T>) -> io::Result<T> {
+    result.map_err(|errno| {
+        let error = io::Error::from(errno);
+        let mut said = Vec::new();
+        if let Ok(context) = context.try_clone() {
+            let mut context = fs::File::from(context);
+            let mut line = [0; 1024];
+            // One message at a time.
+            while let Ok(length @ 1..) = context.read(&mut line) {
+                said.push(String::from_utf8_lossy(&line[..length]).trim_end().to_owned());
+            }
+        }
+        if said.is_empty() {
+            return error;
+        }
+        io::Error::new(error.kind(), format!("{error}: {}", said.join("; ")))
+    })
+}
+
+/// As overlay wants paths in one option.
+fn escape(path: &Path) -> String {
+    let mut text = String::new();
+    for c in path.display().to_string().chars() {
+        if matches!(c, '\\' | ':' | ',') {
+            text.push('\\');
+        }
+        text.push(c);
+    }
+    text
 }

@@ -1,16 +1,306 @@
 //! Snapshots that share their parents' files through overlay mounts.
+//!
+//! A snapshot's directory has `fs/`, its own changes in overlay's format, and an active one `work/` beside it. A
+//! committed snapshot stands alone: which ones it was made on is only noted. What is mounted:
+//!
+//! | snapshot | parents | |
+//! |---|---|---|
+//! | active | none | nothing: it is its own directory |
+//! | active | some | an overlay with `fs` as the upper directory |
+//! | view | none | an empty directory, read-only |
+//! | view | some | an overlay of them and an empty directory: the lowest one may hide what is not there |
+//!
+//! A chain that is too deep for the kernel is mounted with its lowest layers merged (`squash.rs`).
+//!
+//! # Locking
+//!
+//! See `store.rs` for snapshots, `slot.rs` for mounts and `squash.rs` for merged layers. No two of these mutexes are
+//! held together, but that of a merged layer within that of the mount that needs it.
+//!
+//! # Crash consistency
+//!
+//! A snapshot is made whole under a temporary name and appears by a rename; commit and removal are one rename each.
+//! Opening unmounts what is mounted below the root and empties `temporary/` and `mounts/`. Overlays are mounted as
+//! *volatile*: nothing is synced but by [`Snapshotter::sync`], and the working directory is made anew for each mount, as
+//! the kernel refuses to reuse one after a crash.
 
+use std::fs;
+use std::io;
 use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
 
+use async_trait::async_trait;
+
+use super::Mount;
+use super::Mounted;
 use super::SnapshotError;
+use super::SnapshotInfo;
+use super::SnapshotKey;
+use super::SnapshotKind;
+use super::SnapshotUsage;
+use super::Snapshotter;
+use super::mount::MAX_LOWER;
+use super::mount::Overlay;
+use super::mount::bind_read_only;
+use super::slot::Hold;
+use super::slot::Point;
+use super::slot::Show;
+use super::squash::Squashed;
+use super::store::FS;
+use super::store::Store;
+use super::store::make_tree;
+use crate::fs::Last;
+use crate::fs::MetaChange;
+use crate::fs::Root;
 use crate::task::Tasks;
 
+const WORK: &str = "work";
+
+/// Needs root (or `CAP_SYS_ADMIN`) and a file system that can be an upper directory. Clones are handles of the same
+/// one.
 #[derive(Clone, Debug)]
-pub struct OverlaySnapshotter {}
+pub struct OverlaySnapshotter {
+    inner: Arc<Inner>,
+    tasks: Tasks,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<Store>,
+    squashed: Squashed,
+    /// A directory with nothing in it, below all layers of a view.
+    nothing: PathBuf,
+}
 
 impl OverlaySnapshotter {
-    /// Opens the snapshots below `root`, which is made if missing, and cleans what a crash left there.
+    /// Opens the snapshots below `root`, which is made if missing, and cleans what a crash left there. Blocks.
     pub fn open(root: &Path, tasks: Tasks) -> Result<OverlaySnapshotter, SnapshotError> {
-        todo!()
+        let store = Arc::new(Store::open(root, false)?);
+        let squashed = Squashed::open(&store)?;
+        let nothing = store.root().join("nothing");
+        match fs::create_dir(&nothing) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other.map_err(SnapshotError::io("make", &nothing))?,
+        }
+        Ok(OverlaySnapshotter { inner: Arc::new(Inner { store, squashed, nothing }), tasks })
+    }
+
+    /// Whether overlays can be mounted on the file system of `root`, by this process: one is. Blocks.
+    pub fn supported(root: &Path) -> Result<(), SnapshotError> {
+        fs::create_dir_all(root).map_err(SnapshotError::io("make", root))?;
+        let dir = root.join("overlay-check");
+        let check = || {
+            let paths = ["lower", "upper", "work", "merged"].map(|name| dir.join(name));
+            for path in &paths {
+                fs::create_dir_all(path).map_err(SnapshotError::io("make", path))?;
+            }
+            let [lower, upper, work, merged] = paths;
+            Overlay { lower: vec![lower], upper: Some((upper, work)) }.mount(&merged)?;
+            rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::DETACH)
+                .map_err(SnapshotError::io("unmount", &merged))
+        };
+        let checked = check();
+        let removed = fs::remove_dir_all(&dir).map_err(SnapshotError::io("remove", &dir));
+        checked.and(removed)
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl FnOnce(&Arc<Inner>) -> Result<T, SnapshotError> + Send + 'static,
+    ) -> Result<T, SnapshotError> {
+        let inner = Arc::clone(&self.inner);
+        self.tasks.spawn_blocking(name, move || work(&inner)).await?
+    }
+}
+
+impl Inner {
+    fn make(
+        &self,
+        key: &SnapshotKey,
+        kind: SnapshotKind,
+        parents: &[SnapshotKey],
+    ) -> Result<(), SnapshotError> {
+        self.store.make(key, kind, parents, |path| {
+            if kind == SnapshotKind::View {
+                return Ok(());
+            }
+            let tree = make_tree(path)?;
+            self.inherit(&tree, parents)
+        })
+    }
+
+    /// The top directory is the uppermost parent's, as far as nothing else is said of it.
+    fn inherit(&self, tree: &Path, parents: &[SnapshotKey]) -> Result<(), SnapshotError> {
+        let Some(parent) = parents.last() else { return Ok(()) };
+        let parent = self.store.tree(parent);
+        let copy = || {
+            let (from, to) = (Root::open(&parent)?, Root::open(tree)?);
+            let mut xattrs = from.xattrs("/", Last::Keep)?;
+            xattrs.retain(|name, _| !name.as_encoded_bytes().starts_with(b"trusted.overlay."));
+            match from.stat("/", Last::Keep)? {
+                Some(meta) => to.set_meta("/", &MetaChange::like(&meta, &xattrs), Last::Keep),
+                None => Ok(()),
+            }
+        };
+        copy().map_err(SnapshotError::fs(tree))
+    }
+
+    /// What to mount, if an overlay is needed.
+    fn overlay(&self, info: &SnapshotInfo) -> Result<Option<Overlay>, SnapshotError> {
+        if info.parents.is_empty() {
+            return Ok(None);
+        }
+        let lower = |limit| self.squashed.lower(&self.store, &info.parents, limit);
+        Ok(Some(match info.kind {
+            SnapshotKind::View => {
+                // The lowest one shows whatever it has, whiteouts too, unless something is below it.
+                let mut lower = lower(MAX_LOWER - 1)?;
+                lower.push(self.nothing.clone());
+                Overlay { lower, upper: None }
+            }
+            SnapshotKind::Active | SnapshotKind::Committed => {
+                let path = self.store.path(info.kind, &info.key);
+                Overlay { lower: lower(MAX_LOWER)?, upper: Some((path.join(FS), path.join(WORK))) }
+            }
+        }))
+    }
+}
+
+/// How a snapshot is shown.
+struct Showing<'a> {
+    inner: &'a Inner,
+    info: &'a SnapshotInfo,
+}
+
+impl Show for Showing<'_> {
+    fn show(&self) -> Result<Point, SnapshotError> {
+        let store = &self.inner.store;
+        let Some(overlay) = self.inner.overlay(self.info)? else {
+            return match self.info.kind {
+                SnapshotKind::View => self.show_read_only(&self.inner.nothing),
+                _ => Ok(Point::Directory(store.path(self.info.kind, &self.info.key).join(FS))),
+            };
+        };
+        if let Some((_, work)) = &overlay.upper {
+            store.discard(work)?;
+            fs::create_dir(work).map_err(SnapshotError::io("make", work))?;
+        }
+        mounted(store, |target| overlay.mount(target))
+    }
+
+    fn show_read_only(&self, whole: &Path) -> Result<Point, SnapshotError> {
+        mounted(&self.inner.store, |target| {
+            bind_read_only(whole, target).map_err(SnapshotError::io("mount read-only on", target))
+        })
+    }
+}
+
+/// Mounts on a new mount point.
+pub(super) fn mounted(
+    store: &Store,
+    mount: impl FnOnce(&Path) -> Result<(), SnapshotError>,
+) -> Result<Point, SnapshotError> {
+    let target = store.mount_point()?;
+    match mount(&target) {
+        Ok(()) => Ok(Point::Mount(target)),
+        Err(error) => {
+            // What can't be removed now is at the next start.
+            let _ = fs::remove_dir(&target);
+            Err(error)
+        }
+    }
+}
+
+#[async_trait]
+impl Snapshotter for OverlaySnapshotter {
+    fn name(&self) -> &'static str {
+        "overlay"
+    }
+
+    fn stacks(&self) -> bool {
+        true
+    }
+
+    async fn prepare(&self, key: &SnapshotKey, parents: &[SnapshotKey]) -> Result<(), SnapshotError> {
+        let (key, parents) = (key.clone(), parents.to_vec());
+        self.run("prepare snapshot", move |inner| inner.make(&key, SnapshotKind::Active, &parents)).await
+    }
+
+    async fn view(&self, key: &SnapshotKey, parents: &[SnapshotKey]) -> Result<(), SnapshotError> {
+        let (key, parents) = (key.clone(), parents.to_vec());
+        self.run("view snapshot", move |inner| inner.make(&key, SnapshotKind::View, &parents)).await
+    }
+
+    async fn mounts(&self, key: &SnapshotKey) -> Result<Vec<Mount>, SnapshotError> {
+        let key = key.clone();
+        self.run("list mounts", move |inner| {
+            let info = inner.store.stat(&key)?;
+            let path = inner.store.path(info.kind, &key);
+            match (inner.overlay(&info)?, info.kind) {
+                (_, SnapshotKind::Committed) => Err(SnapshotError::WrongKind {
+                    key,
+                    actual: info.kind,
+                    action: "mount: make a view of it",
+                }),
+                (Some(overlay), _) => Ok(vec![overlay.describe()]),
+                (None, SnapshotKind::View) => Ok(vec![Mount::bind(&inner.nothing, true)]),
+                (None, SnapshotKind::Active) => Ok(vec![Mount::bind(&path.join(FS), false)]),
+            }
+        })
+        .await
+    }
+
+    async fn mount(&self, key: &SnapshotKey, read_only: bool) -> Result<Mounted, SnapshotError> {
+        let (key, tasks) = (key.clone(), self.tasks.clone());
+        self.run("mount snapshot", move |inner| {
+            let (info, slot) = inner.store.hold(&key)?;
+            // A view is read-only as a whole.
+            let read_only = read_only && info.kind == SnapshotKind::Active;
+            let hold = Hold::new(&inner.store, &key, slot, read_only, &Showing { inner, info: &info })?;
+            Ok(Mounted::new(hold.path().to_path_buf(), tasks, hold))
+        })
+        .await
+    }
+
+    fn upper(&self, key: &SnapshotKey) -> Option<PathBuf> {
+        let info = self.inner.store.stat(key).ok()?;
+        (info.kind != SnapshotKind::View).then(|| self.inner.store.path(info.kind, key).join(FS))
+    }
+
+    async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<(), SnapshotError> {
+        let (name, key) = (name.clone(), key.clone());
+        self.run("commit snapshot", move |inner| {
+            inner.store.commit(&name, &key, |path| inner.store.discard(&path.join(WORK)))
+        })
+        .await
+    }
+
+    async fn remove(&self, key: &SnapshotKey) -> Result<(), SnapshotError> {
+        let key = key.clone();
+        self.run("remove snapshot", move |inner| {
+            let trash = inner.store.remove(&key, || inner.squashed.forget(&inner.store, &key))?;
+            inner.store.discard_all(&trash);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo, SnapshotError> {
+        self.inner.store.stat(key)
+    }
+
+    async fn usage(&self, key: &SnapshotKey) -> Result<SnapshotUsage, SnapshotError> {
+        let key = key.clone();
+        self.run("count snapshot", move |inner| inner.store.usage(&key)).await
+    }
+
+    async fn walk(&self) -> Result<Vec<SnapshotInfo>, SnapshotError> {
+        Ok(self.inner.store.walk())
+    }
+
+    async fn sync(&self) -> Result<(), SnapshotError> {
+        self.run("sync snapshots", |inner| inner.store.sync()).await
     }
 }

@@ -1,0 +1,401 @@
+//! The claims of the suite.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::symlink;
+use std::pin::Pin;
+
+use futures::future::join_all;
+
+use super::super::SnapshotError;
+use super::super::SnapshotKey;
+use super::super::SnapshotKind;
+use super::super::SnapshotUsage;
+use super::Site;
+use super::commit;
+use super::files;
+use super::key;
+use super::mount;
+use super::on;
+use super::seen;
+use super::write;
+
+type Claim = for<'a> fn(&'a dyn Site) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+macro_rules! claims {
+    ($($(#[$doc:meta])* async fn $name:ident($site:ident) $body:block)*) => {
+        pub(super) const ALL: &[(&str, Claim)] = &[$((stringify!($name), |site| Box::pin($name(site))),)*];
+
+        $($(#[$doc])* async fn $name($site: &dyn Site) $body)*
+    };
+}
+
+claims! {
+    async fn a_snapshot_shows_its_parents_and_its_own_changes(site) {
+        let s = &*site.open().await;
+        commit(s, "a", &[], |root| {
+            for file in ["kept", "changed", "gone", "gone-dir/x", "replaced-dir/old", "to-link"] {
+                write(root, file, "a");
+            }
+            symlink("kept", root.join("link")).expect("link");
+        })
+        .await;
+        commit(s, "b", &["a"], |root| {
+            write(root, "changed", "b");
+            write(root, "new/file", "b");
+            fs::remove_file(root.join("gone")).expect("removed");
+            fs::remove_dir_all(root.join("gone-dir")).expect("removed");
+            fs::remove_dir_all(root.join("replaced-dir")).expect("removed");
+            write(root, "replaced-dir/new", "b");
+            fs::remove_file(root.join("to-link")).expect("removed");
+            symlink("/x", root.join("to-link")).expect("link");
+        })
+        .await;
+        commit(s, "c", &["a", "b"], |root| {
+            write(root, "gone", "again");
+            fs::rename(root.join("new/file"), root.join("moved")).expect("renamed");
+        })
+        .await;
+        let a = ["changed=a", "gone=a", "gone-dir/", "gone-dir/x=a", "kept=a", "link->kept", "replaced-dir/",
+            "replaced-dir/old=a", "to-link=a"];
+        let b = ["changed=b", "kept=a", "link->kept", "new/", "new/file=b", "replaced-dir/", "replaced-dir/new=b",
+            "to-link->/x"];
+        let c = ["changed=b", "gone=again", "kept=a", "link->kept", "moved=b", "new/", "replaced-dir/",
+            "replaced-dir/new=b", "to-link->/x"];
+        assert_eq!(seen(s, &["a"]).await, a);
+        assert_eq!(seen(s, &["a", "b"]).await, b);
+        assert_eq!(seen(s, &["a", "b", "c"]).await, c);
+        assert_eq!(seen(s, &[]).await, [""; 0]);
+    }
+
+    /// Layers are unpacked side by side and put in order later.
+    async fn committed_snapshots_stack_in_any_order(site) {
+        let s = &*site.open().await;
+        if !s.stacks() {
+            return;
+        }
+        commit(s, "base", &[], |root| {
+            write(root, "both", "base");
+            write(root, "dir/base", "base");
+        })
+        .await;
+        for name in ["x", "y"] {
+            commit(s, name, &[], |root| {
+                write(root, "both", name);
+                write(root, &format!("dir/{name}"), name);
+            })
+            .await;
+        }
+        commit(s, "hide", &["base"], |root| {
+            fs::remove_dir_all(root.join("dir")).expect("removed");
+            write(root, "dir/hide", "hide");
+        })
+        .await;
+        assert_eq!(seen(s, &["x", "y"]).await, ["both=y", "dir/", "dir/x=x", "dir/y=y"]);
+        assert_eq!(seen(s, &["y", "x"]).await, ["both=x", "dir/", "dir/x=x", "dir/y=y"]);
+        assert_eq!(seen(s, &["x", "hide", "y"]).await, ["both=y", "dir/", "dir/hide=hide", "dir/y=y"]);
+        // The lowest one hides what is not there.
+        assert_eq!(seen(s, &["hide"]).await, ["dir/", "dir/hide=hide"]);
+        commit(s, "delete", &["base"], |root| fs::remove_file(root.join("both")).expect("removed")).await;
+        assert_eq!(seen(s, &["delete"]).await, [""; 0]);
+        assert_eq!(seen(s, &["delete", "y"]).await, ["both=y", "dir/", "dir/y=y"]);
+        assert!(s.upper(&key("x")).is_some_and(|upper| files(&upper) == ["both=x", "dir/", "dir/x=x"]));
+    }
+
+    async fn what_is_read_only_is_not_written(site) {
+        let s = &*site.open().await;
+        commit(s, "a", &[], |root| write(root, "file", "a")).await;
+        let chain = on(s, &["a"]);
+        s.view(&key("v"), &chain).await.expect("viewed");
+        s.view(&key("empty"), &[]).await.expect("viewed");
+        s.prepare(&key("active"), &chain).await.expect("prepared");
+        s.prepare(&key("first"), &[]).await.expect("prepared");
+        for (name, read_only) in [("v", true), ("v", false), ("empty", false), ("active", true), ("first", true)] {
+            let mounted = s.mount(&key(name), read_only).await.expect("mounted");
+            let refused = fs::write(mounted.path().join("new"), "x").expect_err("it is read-only");
+            assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem, "{name}");
+        }
+        // Beside a writer, whose changes are seen.
+        let writer = mount(s, "active").await;
+        let reader = s.mount(&key("active"), true).await.expect("mounted");
+        write(writer.path(), "new", "x");
+        assert_eq!(files(reader.path()), ["file=a", "new=x"]);
+        drop(writer);
+        assert!(fs::write(reader.path().join("more"), "x").is_err());
+        let writer = mount(s, "active").await;
+        write(writer.path(), "more", "x");
+        assert_eq!(files(reader.path()), ["file=a", "more=x", "new=x"]);
+    }
+
+    async fn holders_share_a_mount_and_the_last_one_undoes_it(site) {
+        let s = &*site.open().await;
+        commit(s, "a", &[], |root| write(root, "file", "a")).await;
+        s.prepare(&key("n"), &on(s, &["a"])).await.expect("prepared");
+        let (one, two) = (mount(s, "n").await, mount(s, "n").await);
+        assert_eq!(one.path(), two.path());
+        drop(one);
+        write(two.path(), "new", "n");
+        two.unmount().await.expect("unmounted");
+        let again = mount(s, "n").await;
+        assert_eq!(files(again.path()), ["file=a", "new=n"]);
+        drop(again);
+        s.remove(&key("n")).await.expect("removed");
+        s.remove(&key("a")).await.expect("removed");
+        assert_eq!(site.leftovers(), [""; 0]);
+    }
+
+    async fn a_key_names_one_snapshot_of_the_right_kind(site) {
+        let s = &*site.open().await;
+        commit(s, "a", &[], |_| {}).await;
+        s.prepare(&key("active"), &[]).await.expect("prepared");
+        s.view(&key("view"), &[]).await.expect("viewed");
+        for taken in ["a", "active", "view"] {
+            let taken = key(taken);
+            assert!(matches!(s.prepare(&taken, &[]).await, Err(SnapshotError::Exists { key }) if key == taken));
+            assert!(matches!(s.view(&taken, &[]).await, Err(SnapshotError::Exists { .. })));
+            assert!(matches!(s.commit(&taken, &key("active")).await, Err(SnapshotError::Exists { .. })));
+        }
+        for wrong in ["active", "view"] {
+            let refused = s.prepare(&key("n"), &[key(wrong)]).await;
+            assert!(matches!(refused, Err(SnapshotError::WrongKind { .. })), "{refused:?}");
+        }
+        for wrong in ["a", "view"] {
+            let refused = s.commit(&key("n"), &key(wrong)).await;
+            assert!(matches!(refused, Err(SnapshotError::WrongKind { .. })), "{refused:?}");
+        }
+        let none = key("none");
+        assert!(matches!(s.mount(&key("a"), true).await, Err(SnapshotError::WrongKind { .. })));
+        assert!(matches!(s.mounts(&key("a")).await, Err(SnapshotError::WrongKind { .. })));
+        assert!(matches!(s.mount(&none, true).await, Err(SnapshotError::NotFound { .. })));
+        assert!(matches!(s.mounts(&none).await, Err(SnapshotError::NotFound { .. })));
+        assert!(matches!(s.prepare(&key("n"), std::slice::from_ref(&none)).await, Err(SnapshotError::NotFound { .. })));
+        assert!(matches!(s.commit(&key("n"), &none).await, Err(SnapshotError::NotFound { .. })));
+        assert!(matches!(s.remove(&none).await, Err(SnapshotError::NotFound { .. })));
+        assert!(matches!(s.stat(&none).await, Err(SnapshotError::NotFound { .. })));
+        assert!(matches!(s.usage(&none).await, Err(SnapshotError::NotFound { .. })));
+        assert_eq!(s.upper(&none), None);
+        assert_eq!(s.upper(&key("view")), None);
+        if !s.stacks() {
+            commit(s, "b", &[], |_| {}).await;
+            let refused = s.prepare(&key("n"), &[key("a"), key("b")]).await;
+            assert!(matches!(refused, Err(SnapshotError::TooManyParents { count: 2, .. })), "{refused:?}");
+        }
+        assert!(matches!(s.stat(&key("n")).await, Err(SnapshotError::NotFound { .. })), "what failed made nothing");
+    }
+
+    async fn the_longest_and_the_oddest_keys_work(site) {
+        let s = &*site.open().await;
+        let longest = "k".repeat(128);
+        let names = [longest.as_str(), "sha256:0123", "..a", "a..", "-", "_.:-"];
+        for (n, name) in names.iter().enumerate() {
+            s.prepare(&key("n"), &on(s, &names[..n])).await.expect("prepared");
+            write(mount(s, "n").await.path(), &n.to_string(), name);
+            s.commit(&key(name), &key("n")).await.expect("committed");
+        }
+        let expected: Vec<_> = names.iter().enumerate().map(|(n, name)| format!("{n}={name}")).collect();
+        assert_eq!(seen(s, &names).await, expected);
+        for wrong in ["", ".", "..", "...", "a/b", "a b", "ä", "a\0", &"k".repeat(129)] {
+            assert!(SnapshotKey::new(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    async fn what_is_used_is_neither_committed_nor_removed(site) {
+        let s = &*site.open().await;
+        commit(s, "a", &[], |root| write(root, "file", "a")).await;
+        s.prepare(&key("active"), &on(s, &["a"])).await.expect("prepared");
+        s.view(&key("view"), &on(s, &["a"])).await.expect("viewed");
+        for by in ["active", "view"] {
+            let refused = s.remove(&key("a")).await;
+            assert!(matches!(refused, Err(SnapshotError::InUse { .. })), "{by}: {refused:?}");
+            let mounted = mount(s, by).await;
+            assert!(matches!(s.remove(&key(by)).await, Err(SnapshotError::Busy { .. })));
+            if by == "active" {
+                assert!(matches!(s.commit(&key("b"), &key(by)).await, Err(SnapshotError::Busy { .. })));
+            }
+            assert_eq!(files(mounted.path()), ["file=a"]);
+            drop(mounted);
+            s.remove(&key(by)).await.expect("removed");
+        }
+        commit(s, "b", &["a"], |_| {}).await;
+        if s.stacks() {
+            s.remove(&key("a")).await.expect("what is committed stands alone");
+            assert_eq!(seen(s, &["b"]).await, [""; 0]);
+        } else {
+            let refused = s.remove(&key("a")).await;
+            assert!(matches!(refused, Err(SnapshotError::InUse { by, .. }) if by == key("b")));
+        }
+        s.remove(&key("b")).await.expect("removed");
+        if !s.stacks() {
+            s.remove(&key("a")).await.expect("removed");
+        }
+        assert_eq!(s.walk().await.expect("walked"), []);
+        assert_eq!(site.leftovers(), [""; 0]);
+    }
+
+    async fn usage_counts_a_file_with_several_names_once(site) {
+        let s = &*site.open().await;
+        commit(s, "empty", &[], |_| {}).await;
+        let empty = s.usage(&key("empty")).await.expect("counted");
+        assert_eq!(empty.inodes, 1);
+        commit(s, "a", &[], |root| {
+            write(root, "dir/file", &"x".repeat(1 << 20));
+            for name in ["again", "dir/once-more"] {
+                fs::hard_link(root.join("dir/file"), root.join(name)).expect("linked");
+            }
+            fs::File::create(root.join("sparse")).and_then(|file| file.set_len(1 << 30)).expect("made");
+            symlink("x", root.join("link")).expect("linked");
+            // Some file systems allocate when they write.
+            rustix::fs::syncfs(fs::File::open(root).expect("opened")).expect("synced");
+        })
+        .await;
+        let usage = s.usage(&key("a")).await.expect("counted");
+        assert_eq!(usage.inodes, 5, "the root, dir, file, sparse and link");
+        let content = usage.bytes - empty.bytes;
+        assert!((1 << 20..(1 << 20) + (64 << 10)).contains(&content), "{content} bytes");
+        s.prepare(&key("n"), &on(s, &["a"])).await.expect("prepared");
+        let own = s.usage(&key("n")).await.expect("counted");
+        if s.stacks() {
+            assert_eq!(own.inodes, 1, "parents don't count");
+        } else {
+            assert_eq!(own.inodes, 5, "hard links are kept in a copy");
+        }
+        s.view(&key("v"), &on(s, &["a"])).await.expect("viewed");
+        assert_eq!(s.usage(&key("v")).await.expect("counted"), SnapshotUsage::default());
+    }
+
+    async fn attributes_of_the_top_directory_and_of_files_go_along(site) {
+        let s = &*site.open().await;
+        commit(s, "a", &[], |root| {
+            write(root, "file", "a");
+            for (path, mode) in [("", 0o2750), ("file", 0o4711)] {
+                let path = root.join(path);
+                std::os::unix::fs::chown(&path, Some(1234), Some(99_999)).expect("owned");
+                fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("mode");
+            }
+        })
+        .await;
+        commit(s, "b", &["a"], |root| write(root, "other", "b")).await;
+        s.prepare(&key("n"), &on(s, &["a", "b"])).await.expect("prepared");
+        let mounted = mount(s, "n").await;
+        for (path, mode) in [("", 0o2750), ("file", 0o4711)] {
+            let meta = fs::metadata(mounted.path().join(path)).expect("there");
+            assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (mode, 1234, 99_999), "{path:?}");
+        }
+    }
+
+    async fn all_snapshots_are_listed_with_their_parents(site) {
+        let s = &*site.open().await;
+        assert_eq!(s.walk().await.expect("walked"), []);
+        commit(s, "z", &[], |_| {}).await;
+        commit(s, "m", &["z"], |_| {}).await;
+        s.prepare(&key("c"), &on(s, &["z", "m"])).await.expect("prepared");
+        s.view(&key("q"), &on(s, &["z"])).await.expect("viewed");
+        let all = s.walk().await.expect("walked");
+        let listed: Vec<_> = all.iter().map(|i| (i.key.as_str(), i.kind, i.parents.clone())).collect();
+        let expected = [
+            ("c", SnapshotKind::Active, on(s, &["z", "m"])),
+            ("m", SnapshotKind::Committed, on(s, &["z"])),
+            ("q", SnapshotKind::View, on(s, &["z"])),
+            ("z", SnapshotKind::Committed, Vec::new()),
+        ];
+        assert_eq!(listed, expected);
+        for info in &all {
+            assert_eq!(&s.stat(&info.key).await.expect("there"), info);
+        }
+    }
+
+    async fn a_restart_loses_nothing_but_mounts(site) {
+        let before = {
+            let s = &*site.open().await;
+            commit(s, "a", &[], |root| write(root, "file", "a")).await;
+            s.prepare(&key("active"), &on(s, &["a"])).await.expect("prepared");
+            write(mount(s, "active").await.path(), "new", "n");
+            s.view(&key("view"), &on(s, &["a"])).await.expect("viewed");
+            // As if the process had been killed: nothing is undone.
+            std::mem::forget(mount(s, "active").await);
+            std::mem::forget(mount(s, "view").await);
+            std::mem::forget(s.mount(&key("active"), true).await.expect("mounted"));
+            s.walk().await.expect("walked")
+        };
+        let s = &*site.open().await;
+        assert_eq!(s.walk().await.expect("walked"), before);
+        let mounted = mount(s, "active").await;
+        assert_eq!(files(mounted.path()), ["file=a", "new=n"]);
+        write(mounted.path(), "new", "after");
+        drop(mounted);
+        assert_eq!(files(mount(s, "view").await.path()), ["file=a"]);
+        s.commit(&key("b"), &key("active")).await.expect("committed");
+        s.sync().await.expect("synced");
+        assert_eq!(seen(s, &["a", "b"]).await, ["file=a", "new=after"]);
+        let (a, refused) = (key("a"), s.remove(&key("a")).await);
+        assert!(matches!(refused, Err(SnapshotError::InUse { key, .. }) if key == a), "who stands on it is known");
+        for name in ["view", "b", "a"] {
+            s.remove(&key(name)).await.expect("removed");
+        }
+        assert_eq!(site.leftovers(), [""; 0]);
+    }
+
+    async fn many_work_at_once(site) {
+        let s = site.open().await;
+        commit(&*s, "base", &[], |root| write(root, "file", "base")).await;
+        let one = |n: usize| {
+            let s = s.clone();
+            async move {
+                let name = format!("made-{n}");
+                for _ in 0..3 {
+                    commit(&*s, &name, &["base"], |root| write(root, "own", &name)).await;
+                    let view = key(&format!("view-{n}"));
+                    s.view(&view, &on(&*s, &["base", &name])).await.expect("viewed");
+                    let mounted = s.mount(&view, true).await.expect("mounted");
+                    assert_eq!(files(mounted.path()), ["file=base".to_owned(), format!("own={name}")]);
+                    drop(mounted);
+                    s.remove(&view).await.expect("removed");
+                    s.remove(&key(&name)).await.expect("removed");
+                }
+            }
+        };
+        join_all((0..16).map(one)).await;
+        // All want one key: one gets it.
+        let made = join_all((0..16).map(|_| async { s.prepare(&key("same"), &on(&*s, &["base"])).await })).await;
+        assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 1);
+        assert!(made.iter().all(|made| matches!(made, Ok(()) | Err(SnapshotError::Exists { .. }))), "{made:?}");
+        // Mounted and let go by many: nobody sees it half done.
+        join_all((0..16).map(|_| async {
+            for _ in 0..4 {
+                let mounted = mount(&*s, "same").await;
+                assert_eq!(files(mounted.path()), ["file=base"]);
+                mounted.unmount().await.expect("unmounted");
+            }
+        }))
+        .await;
+        // Removed by all: by one.
+        let removed = join_all((0..16).map(|_| async { s.remove(&key("same")).await })).await;
+        assert_eq!(removed.iter().filter(|removed| removed.is_ok()).count(), 1, "{removed:?}");
+        s.remove(&key("base")).await.expect("removed");
+        assert_eq!(site.leftovers(), [""; 0]);
+    }
+
+    async fn work_that_nobody_waits_for_leaves_nothing_half_done(site) {
+        let s = site.open().await;
+        commit(&*s, "a", &[], |root| write(root, "file", "a")).await;
+        let parents = on(&*s, &["a"]);
+        for n in 0..8 {
+            let name = key(&format!("n-{n}"));
+            // Polled once, so that it has begun, and dropped.
+            let _ = futures::FutureExt::now_or_never(s.prepare(&name, &parents));
+            // The key is taken until it is done, then it is there.
+            while s.stat(&name).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+            let _ = futures::FutureExt::now_or_never(s.mount(&name, false));
+            // The mount is undone as soon as it is made.
+            while let Err(error) = s.remove(&name).await {
+                assert!(matches!(error, SnapshotError::Busy { .. }), "{error}");
+                tokio::task::yield_now().await;
+            }
+        }
+        s.remove(&key("a")).await.expect("removed");
+        assert_eq!(site.leftovers(), [""; 0]);
+    }
+}

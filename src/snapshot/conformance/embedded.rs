@@ -1,0 +1,262 @@
+//! The snapshotters of this crate on each file system, and what is true of them only.
+
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::super::NativeSnapshotter;
+use super::super::OverlaySnapshotter;
+use super::super::SnapshotError;
+use super::super::Snapshotter;
+use super::super::mount::Overlay;
+use super::super::stale;
+use super::Site;
+use super::commit;
+use super::conforms;
+use super::disk::Disk;
+use super::disk::FileSystem;
+use super::files;
+use super::key;
+use super::mount;
+use super::on;
+use super::seen;
+use super::write;
+use crate::task::Tasks;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    Overlay,
+    Native,
+}
+
+pub(super) fn open(kind: Kind, root: &Path) -> Result<Arc<dyn Snapshotter>, SnapshotError> {
+    Ok(match kind {
+        Kind::Overlay => Arc::new(OverlaySnapshotter::open(root, Tasks::new())?),
+        Kind::Native => Arc::new(NativeSnapshotter::open(root, Tasks::new())?),
+    })
+}
+
+/// A directory on a disk.
+struct Embedded {
+    kind: Kind,
+    root: PathBuf,
+}
+
+#[async_trait]
+impl Site for Embedded {
+    async fn open(&self) -> Arc<dyn Snapshotter> {
+        open(self.kind, &self.root).expect("opened")
+    }
+
+    fn leftovers(&self) -> Vec<String> {
+        leftovers(&self.root)
+    }
+}
+
+/// Files and mounts below a root apart from those that every root has.
+pub(super) fn leftovers(root: &Path) -> Vec<String> {
+    let skeleton = ["active", "views", "committed", "temporary", "mounts", "squashed", "nothing"];
+    let mut left = files(root);
+    left.retain(|path| !skeleton.iter().any(|name| path.strip_suffix('/') == Some(name)));
+    let mounts = stale::below(root).expect("mounts");
+    left.extend(mounts.iter().map(|mount| format!("mounted: {}", mount.display())));
+    left
+}
+
+async fn conforms_on(kind: Kind, file_system: FileSystem) {
+    let Some(disk) = Disk::new(file_system) else { return };
+    let mut count = 0;
+    conforms(|| {
+        count += 1;
+        Box::new(Embedded { kind, root: disk.path().join(format!("root {count}")) })
+    })
+    .await;
+    assert_eq!(count, super::claims::ALL.len());
+}
+
+macro_rules! conformance {
+    ($($name:ident: $kind:ident on $file_system:ident,)*) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            conforms_on(Kind::$kind, FileSystem::$file_system).await;
+        })*
+    };
+}
+
+conformance! {
+    overlay_conforms_on_ext4: Overlay on Ext4,
+    overlay_conforms_on_btrfs: Overlay on Btrfs,
+    overlay_conforms_on_xfs: Overlay on Xfs,
+    native_conforms_on_ext4: Native on Ext4,
+    native_conforms_on_btrfs: Native on Btrfs,
+    native_conforms_on_xfs: Native on Xfs,
+}
+
+/// Layer `n` says so in `top`, has `n-<n>` of its own, and removes that of the layer before.
+async fn deep(s: &dyn Snapshotter, depth: usize) -> Vec<String> {
+    let names: Vec<_> = (0..depth).map(|n| format!("layer-{n}")).collect();
+    for (n, name) in names.iter().enumerate() {
+        s.prepare(&key("new"), &[]).await.expect("prepared");
+        let upper = s.upper(&key("new")).expect("it stacks");
+        write(&upper, "top", &n.to_string());
+        write(&upper, &format!("{n}/own"), "x");
+        write(&upper, "shared/text", &n.to_string());
+        let root = crate::fs::Root::open(&upper).expect("opened");
+        if n > 0 {
+            root.mknod((n - 1).to_string(), crate::fs::Kind::WHITEOUT, 0).expect("whiteout");
+        }
+        // The directory hides what the layers below have in it.
+        if n == 100 {
+            let opaque = crate::fs::Last::Keep;
+            root.set_xattr("shared", "trusted.overlay.opaque", b"y", opaque).expect("opaque");
+        } else {
+            write(&upper, &format!("shared/{n}"), "");
+        }
+        s.commit(&key(name), &key("new")).await.expect("committed");
+    }
+    names
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chain_deeper_than_the_kernel_mounts_is_seen_and_written() {
+    const DEPTH: usize = 600;
+    let Some(disk) = Disk::new(FileSystem::Ext4) else { return };
+    let root = disk.path().join("root");
+    let s = OverlaySnapshotter::open(&root, Tasks::new()).expect("opened");
+    let names = deep(&s, DEPTH).await;
+    let chain: Vec<_> = names.iter().map(String::as_str).collect();
+    let expected = |depth: usize| {
+        let mut all = vec![format!("{}/", depth - 1), format!("{}/own=x", depth - 1), "shared/".to_owned()];
+        let from = if depth > 100 { 101 } else { 0 };
+        all.extend((from..depth).map(|n| format!("shared/{n}=")));
+        all.push(format!("shared/text={}", depth - 1));
+        all.push(format!("top={}", depth - 1));
+        // By component, as a walk goes.
+        all.sort_by(|a, b| path_of(a).cmp(path_of(b)));
+        all
+    };
+    for depth in [1, 2, 499, 500, 501, DEPTH] {
+        assert_eq!(seen(&s, &chain[..depth]).await, expected(depth), "{depth} layers");
+    }
+    assert_eq!(fs::read_dir(root.join("squashed")).expect("listed").count(), 1, "one serves all of them");
+    // As a parent of what is written, and after a restart.
+    drop(s);
+    let s = OverlaySnapshotter::open(&root, Tasks::new()).expect("opened");
+    commit(&s, "above", &chain, |root| {
+        fs::remove_file(root.join("shared/599")).expect("removed");
+        fs::remove_dir_all(root.join("599")).expect("removed");
+    })
+    .await;
+    let mut all = chain.clone();
+    all.push("above");
+    let mut left = expected(DEPTH);
+    left.retain(|line| !line.starts_with("599/") && line != "shared/599=");
+    assert_eq!(seen(&s, &all).await, left);
+    // A layer takes along what was made of it; others of the merged ones are whole still.
+    s.remove(&key("layer-17")).await.expect("removed");
+    assert_eq!(fs::read_dir(root.join("squashed")).expect("listed").count(), 0);
+    assert_eq!(files(&s.upper(&key("layer-16")).expect("there")).len(), 7);
+    for info in s.walk().await.expect("walked") {
+        s.remove(&info.key).await.expect("removed");
+    }
+    assert_eq!(leftovers(&root), [""; 0]);
+}
+
+fn path_of(line: &str) -> &Path {
+    Path::new(line.split('=').next().unwrap_or(line))
+}
+
+#[tokio::test]
+async fn many_layers_are_mounted_as_older_kernels_do_it() {
+    let Some(disk) = Disk::new(FileSystem::Ext4) else { return };
+    let root = disk.path().join(format!("a long, odd: name \\ {}", "x".repeat(200)));
+    let s = OverlaySnapshotter::open(&root, Tasks::new()).expect("opened");
+    let names = deep(&s, 400).await;
+    let chain: Vec<_> = names.iter().map(String::as_str).collect();
+    let expected = seen(&s, &chain).await;
+    let dirs = ["upper", "work", "target"].map(|name| disk.path().join(name));
+    dirs.iter().for_each(|dir| fs::create_dir(dir).expect("made"));
+    let [upper, work, target] = dirs;
+    let lower = chain.iter().rev().map(|name| s.upper(&key(name)).expect("there")).collect();
+    let overlay = Overlay { lower, upper: Some((upper.clone(), work)) };
+    overlay.mount_as_older_kernels(&target).expect("mounted");
+    assert_eq!(files(&target), expected);
+    write(&target, "new", "x");
+    assert_eq!(files(&upper), ["new=x"]);
+    assert_eq!(fs::read_dir(disk.path()).expect("listed").count(), 5, "the links are gone");
+}
+
+#[tokio::test]
+async fn what_is_changed_is_in_the_upper_directory_in_a_form_that_can_be_moved() {
+    let Some(disk) = Disk::new(FileSystem::Ext4) else { return };
+    let s = OverlaySnapshotter::open(&disk.path().join("root"), Tasks::new()).expect("opened");
+    commit(&s, "a", &[], |root| {
+        write(root, "dir/file", "a");
+        write(root, "gone", "a");
+    })
+    .await;
+    commit(&s, "b", &["a"], |root| {
+        fs::remove_file(root.join("gone")).expect("removed");
+        // No redirect is noted: the directory is copied by who moves it, as `mv` does.
+        let moved = fs::rename(root.join("dir"), root.join("moved"));
+        assert_eq!(moved.expect_err("refused").kind(), std::io::ErrorKind::CrossesDevices);
+        // The whole file is copied up, not its attributes only.
+        fs::set_permissions(root.join("dir/file"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .expect("mode");
+    })
+    .await;
+    let upper = s.upper(&key("b")).expect("it stacks");
+    assert_eq!(files(&upper), ["dir/", "dir/file=a", "gone: CharDevice { major: 0, minor: 0 }"]);
+    let committed = upper.parent().expect("a parent");
+    assert_eq!(fs::read_dir(committed).expect("listed").count(), 2, "the work directory is gone");
+    let mounts = {
+        s.prepare(&key("n"), &on(&s, &["a", "b"])).await.expect("prepared");
+        s.mounts(&key("n")).await.expect("listed")
+    };
+    assert_eq!(mounts.len(), 1);
+    assert_eq!(mounts[0].kind, "overlay");
+    let lower = mounts[0].options.iter().find_map(|option| option.strip_prefix("lowerdir=")).expect("there");
+    let root = disk.path().join("root");
+    assert_eq!(lower, format!("{0}/committed/b/fs:{0}/committed/a/fs", root.display()));
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_to_be_full_and_leaves_nothing() {
+    for kind in [Kind::Overlay, Kind::Native] {
+        let Some(disk) = Disk::small() else { return };
+        let root = disk.path().join("root");
+        let s = &*open(kind, &root).expect("opened");
+        commit(s, "a", &[], |root| write(root, "file", &"x".repeat(1 << 20))).await;
+        let filler = disk.path().join("filler");
+        let mut file = fs::File::create(&filler).expect("made");
+        while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+        // The last blocks go too.
+        let mut n = 0;
+        while fs::create_dir(disk.path().join(format!("dir-{n}"))).is_ok() {
+            n += 1;
+        }
+        let before = leftovers(&root);
+        let refused = s.prepare(&key("n"), &on(s, &["a"])).await;
+        assert!(matches!(refused, Err(SnapshotError::NoSpace)), "{kind:?}: {refused:?}");
+        assert_eq!(leftovers(&root), before, "{kind:?}");
+        drop(file);
+        fs::remove_file(&filler).expect("removed");
+        s.prepare(&key("n"), &on(s, &["a"])).await.expect("there is room again");
+        assert_eq!(files(mount(s, "n").await.path()).len(), 1);
+    }
+}
+
+#[test]
+fn a_root_that_holds_something_else_is_not_taken_for_ours() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::create_dir_all(dir.path().join("committed/a")).expect("made");
+    for kind in [Kind::Overlay, Kind::Native] {
+        assert!(open(kind, dir.path()).is_err());
+    }
+    fs::write(dir.path().join("committed/a/meta"), "{}").expect("written");
+    let refused = open(Kind::Native, dir.path()).expect_err("damaged");
+    assert!(matches!(refused, SnapshotError::Damaged { .. }), "{refused}");
+}

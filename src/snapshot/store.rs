@@ -1,0 +1,506 @@
+//! The directories of a snapshotter, and who uses them: what `overlay` and `native` have in common.
+//!
+//! ```text
+//! <root>/
+//!   active/<key>/      a snapshot that can be written: `fs/`, and what its snapshotter needs besides
+//!   views/<key>/
+//!   committed/<name>/
+//!   temporary/<n>      a snapshot on its way in or out
+//!   mounts/<n>         mount points, while they are used
+//! ```
+//!
+//! The kind of a snapshot is where its directory lies, and its file `meta` says the rest and is never changed. So each
+//! step is one rename.
+//!
+//! # Locking
+//!
+//! One mutex over the table in memory, never held over I/O: who works on a snapshot marks it as busy first. The mounts
+//! of a snapshot have a mutex of their own, held while one is made or undone.
+
+use std::collections::BTreeSet;
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use jiff::Timestamp;
+use rustix::fs::RenameFlags;
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::SnapshotError;
+use super::SnapshotInfo;
+use super::SnapshotKey;
+use super::SnapshotKind;
+use super::SnapshotUsage;
+use super::slot::Slot;
+use super::stale;
+use crate::failpoint;
+use crate::failpoint::Failpoint;
+use crate::fs::FsError;
+use crate::fs::Root;
+
+/// The tree of a snapshot within its directory.
+pub(super) const FS: &str = "fs";
+const META: &str = "meta";
+const KINDS: [SnapshotKind; 3] = [SnapshotKind::Active, SnapshotKind::View, SnapshotKind::Committed];
+
+#[derive(Debug)]
+pub(super) struct Store {
+    root: PathBuf,
+    /// Whether committed snapshots need those that they were made on.
+    chained: bool,
+    next: AtomicU64,
+    table: Mutex<Table>,
+}
+
+#[derive(Default, Debug)]
+struct Table {
+    entries: HashMap<SnapshotKey, Entry>,
+    /// Those that stand on a snapshot.
+    dependents: HashMap<SnapshotKey, BTreeSet<SnapshotKey>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    info: SnapshotInfo,
+    phase: Phase,
+    /// Holders of mounts.
+    mounts: usize,
+    slot: Arc<Slot>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// Not there yet: its key is taken.
+    Making,
+    Idle,
+    /// Being committed or removed.
+    Leaving,
+}
+
+/// The file `meta`.
+#[derive(Serialize, Deserialize)]
+struct Meta {
+    parents: Vec<String>,
+    created_at: Timestamp,
+}
+
+impl Store {
+    /// Opens the snapshots below `root`, which is made if missing. What a crash left is unmounted and removed.
+    pub(super) fn open(root: &Path, chained: bool) -> Result<Store, SnapshotError> {
+        fs::create_dir_all(root).map_err(SnapshotError::io("make", root))?;
+        // The kernel tells of mounts by their real paths.
+        let root = fs::canonicalize(root).map_err(SnapshotError::io("find", root))?;
+        stale::unmount_below(&root)?;
+        let store = Store { root, chained, next: AtomicU64::new(0), table: Mutex::default() };
+        for name in KINDS.map(directory).into_iter().chain(["temporary", "mounts"]) {
+            let path = store.root.join(name);
+            match fs::create_dir(&path) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other.map_err(SnapshotError::io("make", &path))?,
+            }
+        }
+        for name in ["temporary", "mounts"] {
+            store.empty(&store.root.join(name))?;
+        }
+        for kind in KINDS {
+            store.load(kind)?;
+        }
+        Ok(store)
+    }
+
+    fn load(&self, kind: SnapshotKind) -> Result<(), SnapshotError> {
+        let path = self.root.join(directory(kind));
+        for entry in fs::read_dir(&path).map_err(SnapshotError::io("list", &path))? {
+            let path = entry.map_err(SnapshotError::io("list", &path))?.path();
+            let damaged = |reason: String| SnapshotError::Damaged { path: path.clone(), reason };
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let key = SnapshotKey::new(&name)?;
+            let meta = path.join(META);
+            let meta = fs::read(&meta).map_err(SnapshotError::io("read", &meta))?;
+            let Meta { parents, created_at } =
+                serde_json::from_slice(&meta).map_err(|e| damaged(e.to_string()))?;
+            let parents = parents.iter().map(|p| SnapshotKey::new(p)).collect::<Result<Vec<_>, _>>()?;
+            let info = SnapshotInfo { key: key.clone(), kind, parents, created_at };
+            let mut table = self.table();
+            if table.entries.contains_key(&key) {
+                drop(table);
+                return Err(damaged("another snapshot has this key".to_owned()));
+            }
+            if self.needs_parents(kind) {
+                table.depend(&info);
+            }
+            table.entries.insert(key, Entry::new(info));
+        }
+        Ok(())
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn needs_parents(&self, kind: SnapshotKind) -> bool {
+        self.chained || kind != SnapshotKind::Committed
+    }
+
+    /// The directory of a snapshot.
+    pub(super) fn path(&self, kind: SnapshotKind, key: &SnapshotKey) -> PathBuf {
+        self.root.join(directory(kind)).join(key.as_str())
+    }
+
+    /// The tree of a committed snapshot.
+    pub(super) fn tree(&self, key: &SnapshotKey) -> PathBuf {
+        self.path(SnapshotKind::Committed, key).join(FS)
+    }
+
+    /// A new name for something on its way in or out.
+    pub(super) fn temporary(&self) -> PathBuf {
+        self.numbered("temporary")
+    }
+
+    /// A new mount point, which is made.
+    pub(super) fn mount_point(&self) -> Result<PathBuf, SnapshotError> {
+        let path = self.numbered("mounts");
+        fs::create_dir(&path).map_err(SnapshotError::io("make", &path))?;
+        Ok(path)
+    }
+
+    fn numbered(&self, directory: &str) -> PathBuf {
+        self.root.join(directory).join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
+    pub(super) fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo, SnapshotError> {
+        let table = self.table();
+        let entry = table.entries.get(key).filter(|entry| entry.phase != Phase::Making);
+        entry.map(|entry| entry.info.clone()).ok_or_else(|| SnapshotError::NotFound { key: key.clone() })
+    }
+
+    pub(super) fn walk(&self) -> Vec<SnapshotInfo> {
+        let table = self.table();
+        let made = table.entries.values().filter(|entry| entry.phase != Phase::Making);
+        let mut all: Vec<_> = made.map(|entry| entry.info.clone()).collect();
+        drop(table);
+        all.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        all
+    }
+
+    /// Makes an active snapshot or a view. `fill` is called with the directory under its temporary name.
+    pub(super) fn make(
+        &self,
+        key: &SnapshotKey,
+        kind: SnapshotKind,
+        parents: &[SnapshotKey],
+        fill: impl FnOnce(&Path) -> Result<(), SnapshotError>,
+    ) -> Result<(), SnapshotError> {
+        let info = SnapshotInfo {
+            key: key.clone(),
+            kind,
+            parents: parents.to_vec(),
+            // What is read back from `meta` is the same.
+            created_at: Timestamp::now(),
+        };
+        self.reserve(&info)?;
+        let (path, place) = (self.temporary(), self.path(kind, key));
+        let mut at = &path;
+        let made = self.write(&path, &info, fill).and_then(|()| {
+            failpoint::hit(Failpoint::SnapshotWritten)?;
+            rename(&path, &place)?;
+            at = &place;
+            Ok(failpoint::hit(Failpoint::SnapshotMade)?)
+        });
+        match made {
+            Ok(()) => self.set_phase(key, Phase::Idle),
+            Err(_) => {
+                self.discard_all(std::slice::from_ref(at));
+                self.forget(key);
+            }
+        }
+        made
+    }
+
+    fn reserve(&self, info: &SnapshotInfo) -> Result<(), SnapshotError> {
+        let mut table = self.table();
+        if table.entries.contains_key(&info.key) {
+            return Err(SnapshotError::Exists { key: info.key.clone() });
+        }
+        for parent in &info.parents {
+            let entry = table.get(parent)?;
+            if entry.info.kind != SnapshotKind::Committed {
+                let (key, actual) = (parent.clone(), entry.info.kind);
+                return Err(SnapshotError::WrongKind { key, actual, action: "stand on" });
+            }
+            if entry.phase != Phase::Idle {
+                return Err(SnapshotError::Busy { key: parent.clone() });
+            }
+        }
+        table.depend(info);
+        table.entries.insert(info.key.clone(), Entry { phase: Phase::Making, ..Entry::new(info.clone()) });
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        path: &Path,
+        info: &SnapshotInfo,
+        fill: impl FnOnce(&Path) -> Result<(), SnapshotError>,
+    ) -> Result<(), SnapshotError> {
+        fs::create_dir(path).map_err(SnapshotError::io("make", path))?;
+        let meta = Meta {
+            parents: info.parents.iter().map(|key| key.as_str().to_owned()).collect(),
+            created_at: info.created_at,
+        };
+        let text =
+            serde_json::to_vec(&meta).map_err(|e| SnapshotError::io("write", path)(io::Error::other(e)))?;
+        let meta = path.join(META);
+        fs::write(&meta, text).map_err(SnapshotError::io("write", &meta))?;
+        fill(path)
+    }
+
+    /// Makes the active snapshot `key` the committed one `name`. `finish` is called with its directory before.
+    pub(super) fn commit(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        finish: impl FnOnce(&Path) -> Result<(), SnapshotError>,
+    ) -> Result<(), SnapshotError> {
+        {
+            let mut table = self.table();
+            if table.entries.contains_key(name) {
+                return Err(SnapshotError::Exists { key: name.clone() });
+            }
+            let entry = table.idle(key)?;
+            if entry.info.kind != SnapshotKind::Active {
+                let (key, actual) = (key.clone(), entry.info.kind);
+                return Err(SnapshotError::WrongKind { key, actual, action: "commit" });
+            }
+            entry.phase = Phase::Leaving;
+            let info =
+                SnapshotInfo { key: name.clone(), kind: SnapshotKind::Committed, ..entry.info.clone() };
+            if self.chained {
+                table.depend(&info);
+            }
+            table.entries.insert(name.clone(), Entry { phase: Phase::Making, ..Entry::new(info) });
+        }
+        let from = self.path(SnapshotKind::Active, key);
+        let committed = finish(&from).and_then(|()| {
+            failpoint::hit(Failpoint::SnapshotFinished)?;
+            rename(&from, &self.path(SnapshotKind::Committed, name))
+        });
+        match committed {
+            Ok(()) => {
+                self.forget(key);
+                self.set_phase(name, Phase::Idle);
+                // It is committed, whatever happens from here.
+                Ok(failpoint::hit(Failpoint::SnapshotCommitted)?)
+            }
+            Err(error) => {
+                self.forget(name);
+                self.set_phase(key, Phase::Idle);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a snapshot away at once. Its files, and those of `before`, are deleted when the returned directories are
+    /// [discarded](Self::discard_all). Nobody can come to stand on it while `before` is called.
+    pub(super) fn remove(
+        &self,
+        key: &SnapshotKey,
+        before: impl FnOnce() -> Result<Vec<PathBuf>, SnapshotError>,
+    ) -> Result<Vec<PathBuf>, SnapshotError> {
+        let kind = {
+            let mut table = self.table();
+            if let Some(by) = table.dependents.get(key).and_then(|all| all.first()) {
+                return Err(SnapshotError::InUse { key: key.clone(), by: by.clone() });
+            }
+            let entry = table.idle(key)?;
+            entry.phase = Phase::Leaving;
+            entry.info.kind
+        };
+        let temporary = self.temporary();
+        let removed = before().and_then(|mut trash| {
+            rename(&self.path(kind, key), &temporary)?;
+            trash.push(temporary);
+            Ok(trash)
+        });
+        match removed {
+            Ok(trash) => {
+                self.forget(key);
+                failpoint::hit(Failpoint::SnapshotRemoved)?;
+                Ok(trash)
+            }
+            Err(error) => {
+                self.set_phase(key, Phase::Idle);
+                Err(error)
+            }
+        }
+    }
+
+    /// Deletes a directory with all in it; none is no error.
+    pub(super) fn discard(&self, path: &Path) -> Result<(), SnapshotError> {
+        let remove = || Root::open(&self.root)?.remove_all(path.strip_prefix(&self.root).unwrap_or(path));
+        remove().map_err(SnapshotError::fs(&self.root))
+    }
+
+    /// Deletes directories that are on their way out. What can't be deleted now is at the next start.
+    pub(super) fn discard_all(&self, paths: &[PathBuf]) {
+        for path in paths {
+            if let Err(error) = self.discard(path) {
+                tracing::warn!(%error, "what is left of a snapshot was not removed");
+            }
+        }
+    }
+
+    fn empty(&self, path: &Path) -> Result<(), SnapshotError> {
+        let remove = || -> Result<(), FsError> {
+            let root = Root::open(path)?;
+            for name in root.read_dir("/")? {
+                root.remove_all(name)?;
+            }
+            Ok(())
+        };
+        remove().map_err(SnapshotError::fs(path))
+    }
+
+    /// Counts a mount of a snapshot that can be mounted. To be undone by [`Store::release`].
+    pub(super) fn hold(&self, key: &SnapshotKey) -> Result<(SnapshotInfo, Arc<Slot>), SnapshotError> {
+        let mut table = self.table();
+        let entry = table.get_mut(key)?;
+        if entry.info.kind == SnapshotKind::Committed {
+            let (key, actual) = (key.clone(), entry.info.kind);
+            return Err(SnapshotError::WrongKind { key, actual, action: "mount: make a view of it" });
+        }
+        if entry.phase != Phase::Idle {
+            return Err(SnapshotError::Busy { key: key.clone() });
+        }
+        entry.mounts += 1;
+        Ok((entry.info.clone(), Arc::clone(&entry.slot)))
+    }
+
+    pub(super) fn release(&self, key: &SnapshotKey) {
+        if let Some(entry) = self.table().entries.get_mut(key) {
+            entry.mounts -= 1;
+        }
+    }
+
+    /// What the tree of a snapshot occupies. `fs` itself is part of it.
+    pub(super) fn usage(&self, key: &SnapshotKey) -> Result<SnapshotUsage, SnapshotError> {
+        let info = self.stat(key)?;
+        let path = self.path(info.kind, key).join(FS);
+        // A view has nothing of its own.
+        if info.kind == SnapshotKind::View {
+            return Ok(SnapshotUsage::default());
+        }
+        usage(&path).map_err(SnapshotError::fs(&path))
+    }
+
+    /// Writes all that was done here to the disk.
+    pub(super) fn sync(&self) -> Result<(), SnapshotError> {
+        let root = fs::File::open(&self.root).map_err(SnapshotError::io("open", &self.root))?;
+        rustix::fs::syncfs(root).map_err(SnapshotError::io("sync", &self.root))
+    }
+
+    fn set_phase(&self, key: &SnapshotKey, phase: Phase) {
+        if let Some(entry) = self.table().entries.get_mut(key) {
+            entry.phase = phase;
+        }
+    }
+
+    fn forget(&self, key: &SnapshotKey) {
+        let mut table = self.table();
+        if let Some(entry) = table.entries.remove(key)
+            && self.needs_parents(entry.info.kind)
+        {
+            table.free(&entry.info);
+        }
+    }
+}
+
+impl Entry {
+    fn new(info: SnapshotInfo) -> Entry {
+        Entry { info, phase: Phase::Idle, mounts: 0, slot: Arc::default() }
+    }
+}
+
+impl Table {
+    fn get(&self, key: &SnapshotKey) -> Result<&Entry, SnapshotError> {
+        self.entries.get(key).ok_or_else(|| SnapshotError::NotFound { key: key.clone() })
+    }
+
+    fn get_mut(&mut self, key: &SnapshotKey) -> Result<&mut Entry, SnapshotError> {
+        self.entries.get_mut(key).ok_or_else(|| SnapshotError::NotFound { key: key.clone() })
+    }
+
+    /// One that nobody works on or has mounted.
+    fn idle(&mut self, key: &SnapshotKey) -> Result<&mut Entry, SnapshotError> {
+        let entry = self.get_mut(key)?;
+        if entry.phase != Phase::Idle || entry.mounts > 0 {
+            return Err(SnapshotError::Busy { key: key.clone() });
+        }
+        Ok(entry)
+    }
+
+    fn depend(&mut self, info: &SnapshotInfo) {
+        for parent in &info.parents {
+            self.dependents.entry(parent.clone()).or_default().insert(info.key.clone());
+        }
+    }
+
+    fn free(&mut self, info: &SnapshotInfo) {
+        for parent in &info.parents {
+            if let Some(all) = self.dependents.get_mut(parent) {
+                all.remove(&info.key);
+                if all.is_empty() {
+                    self.dependents.remove(parent);
+                }
+            }
+        }
+    }
+}
+
+/// Makes the empty tree of a snapshot in its directory.
+pub(super) fn make_tree(path: &Path) -> Result<PathBuf, SnapshotError> {
+    let make = || Root::open(path)?.create_dir(FS, 0o755);
+    make().map_err(SnapshotError::fs(path))?;
+    Ok(path.join(FS))
+}
+
+fn directory(kind: SnapshotKind) -> &'static str {
+    match kind {
+        SnapshotKind::Active => "active",
+        SnapshotKind::View => "views",
+        SnapshotKind::Committed => "committed",
+    }
+}
+
+/// Moves a directory to where none is.
+fn rename(from: &Path, to: &Path) -> Result<(), SnapshotError> {
+    rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::NOREPLACE)
+        .map_err(SnapshotError::io("make", to))
+}
+
+fn usage(path: &Path) -> Result<SnapshotUsage, FsError> {
+    let mut usage = SnapshotUsage::default();
+    let mut linked = HashSet::new();
+    for entry in Root::open(path)?.walk("/")? {
+        let meta = entry?.meta;
+        if meta.is_dir() || meta.nlink == 1 || linked.insert((meta.device, meta.inode)) {
+            usage.bytes += meta.allocated;
+            usage.inodes += 1;
+        }
+    }
+    Ok(usage)
+}
