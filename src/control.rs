@@ -12,6 +12,7 @@
 mod build;
 mod content;
 mod convert;
+mod greeting;
 mod health;
 pub mod history;
 mod service;
@@ -21,4 +22,5 @@ pub use build::BuildError;
 pub use build::BuildRequest;
 pub use build::Builds;
 pub use build::ExporterRequest;
+pub use greeting::Greeting;
 pub use service::ControlService;

@@ -2,8 +2,9 @@
 //!
 //! # Start
 //!
-//! The root is locked, then the sockets listen, then the stores are opened: a client that connects early waits
-//! in the socket's queue and is served when everything is there. The service manager is told when that is so.
+//! The root is locked, then the sockets listen, then the stores are opened. A client that connects early is told
+//! who the daemon is, and is served when everything is there (`gate.rs`). The service manager is told when that
+//! is so.
 //!
 //! # Cancellation
 //!
@@ -27,6 +28,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
+use crate::control::Greeting;
+use crate::identity::Identity;
 use crate::task::Task;
 use crate::task::TaskFailed;
 use crate::task::Tasks;
@@ -35,6 +38,7 @@ pub mod config;
 mod debug;
 pub mod file;
 pub mod flags;
+mod gate;
 mod gc;
 mod listen;
 mod lock;
@@ -64,6 +68,7 @@ pub use units::Space;
 pub use units::parse_duration;
 pub use units::parse_space;
 
+use gate::Gate;
 use listen::Listener;
 use lock::RootLock;
 use services::Services;
@@ -134,20 +139,25 @@ impl Daemon {
         }
         let addresses = listeners.iter().map(|l| l.address().to_owned()).collect();
 
-        let services = Arc::new(Services::open(&config).await?);
+        let identity = services::identity(&config)?;
         let front = Tasks::new();
-        let debug_address = match &config.debug_address {
-            None => None,
-            Some(address) => {
-                let services = services.clone();
-                let counters = Arc::new(move || services.counters());
-                Some(debug::serve(address, &front, counters).await?)
-            }
-        };
-
+        let unless_started = front.token().clone().drop_guard();
+        let (opener, gate) = Gate::new(Greeting::new(identity.clone()));
         let (connect, connections) = listen::accept(listeners, tls, &front);
         let abandon = CancellationToken::new();
-        let server = serve(services.routes(), connections, &front, abandon.clone());
+        let server = serve(gate, connections, &front, abandon.clone());
+        let (services, debug_address) = match open(&config, identity, &front).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                // Nobody is left who waits, and the sockets' files are gone, when the failure is known.
+                drop((opener, unless_started));
+                abandon.cancel();
+                front.shutdown().await;
+                return Err(error);
+            }
+        };
+        opener.open(services.routes());
+        unless_started.disarm();
         Ok(Daemon { addresses, debug_address, services, server, front, connect, abandon, _lock: lock })
     }
 
@@ -229,8 +239,26 @@ impl From<Result<Result<(), tonic::transport::Error>, TaskFailed>> for Broken {
     }
 }
 
+/// Opens the services, and the debug page onto their counters.
+async fn open(
+    config: &Config,
+    identity: Identity,
+    front: &Tasks,
+) -> Result<(Arc<Services>, Option<String>), StartError> {
+    let services = Arc::new(Services::open(config, identity).await?);
+    let debug_address = match &config.debug_address {
+        None => None,
+        Some(address) => {
+            let services = services.clone();
+            let counters = Arc::new(move || services.counters());
+            Some(debug::serve(address, front, counters).await?)
+        }
+    };
+    Ok((services, debug_address))
+}
+
 fn serve(
-    routes: tonic::service::Routes,
+    gate: Gate,
     connections: ReceiverStream<io::Result<Connection>>,
     front: &Tasks,
     abandon: CancellationToken,
@@ -240,8 +268,7 @@ fn serve(
         let server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .add_routes(routes)
-            .serve_with_incoming_shutdown(connections, stop.cancelled_owned());
+            .serve_with_incoming_shutdown(gate, connections, stop.cancelled_owned());
         abandon.run_until_cancelled(server).await.unwrap_or(Ok(()))
     })
 }

@@ -20,14 +20,12 @@ use tonic::service::Routes;
 use super::build::Builds;
 use super::content::HistoryContent;
 use super::convert;
+use super::greeting::Greeting;
 use super::health::Healthy;
 use super::history::HistoryError;
 use super::status;
 use super::status::Frames;
 use crate::cache::Cache;
-use crate::identity::Identity;
-use crate::identity::convert::version;
-use crate::identity::convert::worker_record;
 use crate::progress::Reader;
 use crate::proto::content::content_server::ContentServer;
 use crate::proto::control as wire;
@@ -50,7 +48,7 @@ pub struct ControlService {
     builds: Builds,
     sessions: Sessions,
     cache: Cache,
-    identity: Identity,
+    greeting: Greeting,
     stop: CancellationToken,
 }
 
@@ -60,10 +58,10 @@ impl ControlService {
         builds: Builds,
         sessions: Sessions,
         cache: Cache,
-        identity: Identity,
+        greeting: Greeting,
         stop: CancellationToken,
     ) -> ControlService {
-        ControlService { builds, sessions, cache, identity, stop }
+        ControlService { builds, sessions, cache, greeting, stop }
     }
 
     /// The services to add to a server.
@@ -195,14 +193,11 @@ impl Control for ControlService {
         &self,
         request: Request<wire::ListWorkersRequest>,
     ) -> Result<Response<wire::ListWorkersResponse>, Status> {
-        let selected = convert::selects(&request.get_ref().filter, &self.identity)?;
-        let record = selected.then(|| worker_record(&self.identity)).into_iter().collect();
-        Ok(Response::new(wire::ListWorkersResponse { record }))
+        self.greeting.list_workers(request.get_ref()).map(Response::new)
     }
 
     async fn info(&self, _: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
-        let buildkit_version = Some(version(&self.identity.version));
-        Ok(Response::new(wire::InfoResponse { buildkit_version }))
+        Ok(Response::new(self.greeting.info()))
     }
 
     type ListenBuildHistoryStream = Answers<wire::BuildHistoryEvent>;

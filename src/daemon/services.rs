@@ -20,6 +20,7 @@ use crate::content::ContentError;
 use crate::content::ContentStore;
 use crate::control::Builds;
 use crate::control::ControlService;
+use crate::control::Greeting;
 use crate::control::history::History;
 use crate::control::history::HistoryLimits;
 use crate::db::Db;
@@ -42,6 +43,7 @@ use crate::solver::Frontends;
 use crate::solver::Jobs;
 use crate::solver::KeyIndex;
 use crate::solver::Solver;
+use crate::task::TaskFailed;
 use crate::task::Tasks;
 
 /// A store did not open.
@@ -57,6 +59,8 @@ pub enum OpenError {
     WorkerId { root: PathBuf, source: io::Error },
     #[error("a filter of a garbage collection rule is not valid")]
     Filter(#[from] InvalidFilter),
+    #[error(transparent)]
+    Task(#[from] TaskFailed),
 }
 
 /// The services of a daemon and the stores below them.
@@ -80,11 +84,17 @@ impl std::fmt::Debug for Services {
 }
 
 impl Services {
-    pub(super) async fn open(config: &Config) -> Result<Services, OpenError> {
+    /// Opens the stores and what stands on them, for the daemon of this identity.
+    pub(super) async fn open(config: &Config, identity: Identity) -> Result<Services, OpenError> {
         let (solving, work) = (Tasks::new(), Tasks::new());
         let root = config.root.clone();
         let path = root.join("thunk.redb");
-        let db = Db::open(&path).map_err(|source| OpenError::Db { path, source })?;
+        // After a crash the whole of it is read.
+        let opening = work.spawn_blocking("open the database", {
+            let path = path.clone();
+            move || Db::open(&path)
+        });
+        let db = opening.await?.map_err(|source| OpenError::Db { path, source })?;
 
         let sessions = Sessions::new(&work);
         let credentials = Arc::new(SessionCredentials::new());
@@ -108,15 +118,7 @@ impl Services {
         let solver = Solver::new(Arc::new(worker.clone()), index, sessions.clone(), solving.clone());
         let jobs = Jobs::new(solver, Frontends::default(), Limits::default(), solving.clone());
 
-        let policies = gc::policies(&config.worker.gc, gc::disk_size(&root));
-        gc::start(cache.clone(), gc::prunes(&policies)?, &work);
-        let identity = Identity {
-            worker: worker_id::worker_id(&root).map_err(|source| OpenError::WorkerId { root, source })?,
-            labels: labels(config),
-            platforms: config.worker.platforms.clone(),
-            gc: policies,
-            version: Version::default(),
-        };
+        gc::start(cache.clone(), gc::prunes(&identity.gc)?, &work);
 
         let limits =
             HistoryLimits { max_age: config.history.max_age, max_entries: config.history.max_entries };
@@ -126,7 +128,8 @@ impl Services {
             Builds::new(jobs.clone(), sessions.clone(), exporters, history, entitlements, Tasks::new());
         let stop = CancellationToken::new();
         let gateway = GatewayService::new(jobs, worker, identity.clone());
-        let control = ControlService::new(builds.clone(), sessions, cache.clone(), identity, stop.clone());
+        let greeting = Greeting::new(identity);
+        let control = ControlService::new(builds.clone(), sessions, cache.clone(), greeting, stop.clone());
         let routes = control.into_routes().add_service(gateway.into_server());
         Ok(Services { db, cache, builds, stop, solving, work, routes })
     }
@@ -172,6 +175,19 @@ impl Services {
         self.work.shutdown().await;
         self.db.close();
     }
+}
+
+/// Who the daemon of this configuration is. Needs no store.
+pub(super) fn identity(config: &Config) -> Result<Identity, OpenError> {
+    let root = &config.root;
+    let worker = worker_id::worker_id(root);
+    Ok(Identity {
+        worker: worker.map_err(|source| OpenError::WorkerId { root: root.clone(), source })?,
+        labels: labels(config),
+        platforms: config.worker.platforms.clone(),
+        gc: gc::policies(&config.worker.gc, gc::disk_size(root)),
+        version: Version::default(),
+    })
 }
 
 fn registry_config(config: &Config) -> RegistryConfig {
