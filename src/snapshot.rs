@@ -31,6 +31,7 @@ pub use apply::Applied;
 pub use apply::ApplyError;
 pub use apply::ApplyOptions;
 pub use apply::WhiteoutStyle;
+pub use apply::adopt_implied;
 pub use apply::apply;
 pub use diff::Change;
 pub use diff::ChangeKind;

@@ -1,14 +1,53 @@
 //! Unpacks a layer while it is read.
+//!
+//! One pass over the stream makes the files, the file index and the diff ID. A layer goes either into a
+//! directory of its own, in overlay's format, or into a whole tree that holds all layers below.
+//!
+//! # Invariants
+//!
+//! - Nothing outside the root is read or touched. Every step of a path opens one name in an open
+//!   directory and follows nothing; links on the way are resolved here.
+//! - What exists is never opened to be written: files are made anew, so that neither a device, nor a
+//!   FIFO, nor another name of the file gets the bytes.
+//! - A whiteout removes what layers below have, never what its own layer has, whichever comes first.
+//!
+//! # Symlinks in paths
+//!
+//! A link of the layer itself is followed while it stays beneath the root by its own words; an absolute
+//! one, or one that climbs out, ends in [`ApplyError::Escapes`]. A link that a layer below left in a
+//! whole tree is followed as under `chroot`. If the tree below is given to a layer that has its own
+//! directory, its links count too.
+//!
+//! # Cancellation
+//!
+//! The source's error ends it, and leaves a part of the layer for the caller to remove.
 
+mod adopt;
+mod make;
+mod place;
+#[cfg(test)]
+pub(super) mod tests;
+
+use std::io;
 use std::io::Read;
 use std::path::PathBuf;
 
 use super::LayerIndex;
+use super::index::IndexBuilder;
+use crate::archive::AbsolutePaths;
 use crate::archive::ArchiveError;
 use crate::archive::Compression;
+use crate::archive::Decoder;
+use crate::archive::HashingReader;
 use crate::archive::Limits;
+use crate::archive::Reader;
+use crate::fs::FsError;
 use crate::fs::Root;
 use crate::oci::DiffId;
+use crate::oci::Digest;
+use make::Unpacker;
+
+pub use adopt::adopt_implied;
 
 /// What becomes of a layer's whiteouts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,8 +61,9 @@ pub enum WhiteoutStyle {
 #[derive(Clone, Copy, Debug)]
 pub struct ApplyOptions<'a> {
     pub style: WhiteoutStyle,
-    /// The tree below, for hard links to files of earlier layers and for the owners of directories that
-    /// the layer implies. Without one, a layer that links below fails with [`ApplyError::NeedsLower`].
+    /// The tree below, for a layer with a directory of its own: for hard links to files of earlier
+    /// layers and for the owners of directories that the layer implies. Without one, a layer that links
+    /// below fails with [`ApplyError::NeedsLower`].
     pub lower: Option<&'a Root>,
     pub limits: Limits,
 }
@@ -36,7 +76,8 @@ pub struct Applied {
     pub size: u64,
     pub compression: Compression,
     pub index: LayerIndex,
-    /// Directories that the layer has no entry for, and that no `lower` had: made as root's, 0755.
+    /// Directories that the layer has no entry for, made as root's, 0755, since no `lower` could be
+    /// asked. Parents first. [`adopt_implied`] makes up for it.
     pub implied: Vec<PathBuf>,
 }
 
@@ -47,33 +88,73 @@ pub enum ApplyError {
     Archive(#[from] ArchiveError),
     #[error("the layer's path {} leads out of its root by the symlink {}", path.display(), link.display())]
     Escapes { path: PathBuf, link: PathBuf },
+    #[error("the layer's path {} goes through more than {max} symlinks", path.display())]
+    TooManyLinks { path: PathBuf, max: usize },
     #[error("the layer has {}, but {} is no directory", path.display(), parent.display())]
     NotADirectory { path: PathBuf, parent: PathBuf },
-    #[error("the layer's whiteout {} removes nothing that can be removed", path.display())]
+    #[error("the layer's whiteout {} names nothing that can be removed", path.display())]
     InvalidWhiteout { path: PathBuf },
     #[error("the layer has {} as the device 0:0, which would hide what is below", path.display())]
     WhiteoutDevice { path: PathBuf },
     #[error("the layer sets {name} on {}, which belongs to overlay file systems", path.display())]
     ReservedXattr { path: PathBuf, name: String },
-    #[error("the layer links {} to {target:?}, which nothing before it has", path.display())]
+    #[error("{} belongs to {uid}:{gid} in the layer, which are no IDs of this system", path.display())]
+    Owner { path: PathBuf, uid: u64, gid: u64 },
+    #[error("the layer links {} to {}, which nothing before it has", path.display(), target.display())]
     MissingTarget { path: PathBuf, target: PathBuf },
     /// Try again with the tree below.
-    #[error("the layer links {} to {} of a layer below", path.display(), target.display())]
+    #[error("the layer needs {} of a layer below for {}", target.display(), path.display())]
     NeedsLower { path: PathBuf, target: PathBuf },
     #[error("no space left to unpack a layer: free some and try again")]
     NoSpace,
-    #[error("can't {action} {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("can't {action} {} of a layer: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("can't unpack a layer: {0}")]
+    Fs(FsError),
+}
+
+impl From<FsError> for ApplyError {
+    fn from(error: FsError) -> ApplyError {
+        match error {
+            FsError::NoSpace { .. } => ApplyError::NoSpace,
+            error => ApplyError::Fs(error),
+        }
+    }
+}
+
+impl ApplyError {
+    /// For `map_err`: names what was tried on what.
+    fn io<E: Into<io::Error>>(action: &'static str, path: &[u8]) -> impl FnOnce(E) -> ApplyError {
+        let path = place::shown(path);
+        move |source| {
+            let source = source.into();
+            match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ApplyError::NoSpace,
+                _ => ApplyError::Io { action, path, source },
+            }
+        }
+    }
 }
 
 /// Unpacks the layer that `compressed` gives into `root`, and reads to its end.
 ///
 /// Blocks. Nothing is synced. After an error, a part of the layer is there.
-#[expect(clippy::todo, reason = "the bodies land next")]
-pub fn apply(
-    _root: &Root,
-    _options: &ApplyOptions<'_>,
-    _compressed: impl Read,
-) -> Result<Applied, ApplyError> {
-    todo!()
+pub fn apply(root: &Root, options: &ApplyOptions<'_>, compressed: impl Read) -> Result<Applied, ApplyError> {
+    let mut decoder = Decoder::new(compressed);
+    let compression = decoder.compression()?;
+    let mut reader = Reader::with(HashingReader::new(decoder), options.limits, AbsolutePaths::Refuse);
+    let mut index = IndexBuilder::default();
+    let mut unpacker = Unpacker::new(root, options);
+    while let Some(entry) = reader.next_entry()? {
+        unpacker.put(entry, &mut reader, &mut index)?;
+    }
+    let (_, hashed) = reader.finish()?.finish();
+    let implied = unpacker.finish()?;
+    Ok(Applied {
+        diff_id: DiffId(Digest::from_sha256(hashed.sha256)),
+        size: hashed.size,
+        compression,
+        index: index.finish(),
+        implied,
+    })
 }

@@ -1,13 +1,31 @@
 //! What one tree has changed of another, and the layer that says so.
+//!
+//! Two ways lead to the same list: [`diff_upper`] goes through what an overlay's upper directory holds,
+//! [`diff_trees`] through both whole trees. [`write_layer`] makes of a list what containerd and BuildKit
+//! make: parents before what changed in them, a whiteout for each name that is gone (also where the upper
+//! directory has an opaque one), hard links among what is in the layer, no sockets.
+//!
+//! # When a file is the same
+//!
+//! If it is the same inode, or has the same kind, owner, mode, attributes, size and time, and then the
+//! same bytes. Of a directory the time doesn't count: every change within changes it.
+
+mod compare;
+#[cfg(test)]
+mod tests;
+mod write;
 
 use std::io;
-use std::io::Write;
 use std::path::PathBuf;
 
 use crate::archive::ArchiveError;
 use crate::fs::FsError;
 use crate::fs::Meta;
 use crate::fs::Root;
+use compare::Differ;
+
+pub use write::WriteLayer;
+pub use write::write_layer;
 
 /// Changes of a tree, sorted by component, with the tree that has their bytes.
 #[derive(Debug)]
@@ -29,15 +47,8 @@ pub enum ChangeKind {
     Removed,
     /// It is new or another one.
     Written(Meta),
-    /// Nothing of it changed, but something beneath it, or it is a hard link to something that changed.
+    /// It did not change: a directory beneath which something did, or a further name of a file that did.
     Unchanged(Meta),
-}
-
-/// How a layer is written.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct WriteLayer {
-    /// `SOURCE_DATE_EPOCH` in seconds: no time in the layer is later.
-    pub epoch: Option<i64>,
 }
 
 /// Trees can't be compared, or their difference not be written.
@@ -47,7 +58,8 @@ pub enum DiffError {
     Fs(#[from] FsError),
     #[error("can't write a layer: {0}")]
     Archive(#[from] ArchiveError),
-    #[error("{} is of an overlay that redirects directories, which can't be compared", path.display())]
+    /// It was mounted with `redirect_dir` or `metacopy`.
+    #[error("{} is in an overlay that keeps some of it elsewhere, which can't be compared", path.display())]
     Redirected { path: PathBuf },
     #[error("can't read {}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
@@ -59,8 +71,9 @@ impl Changes {
         &self.changes
     }
 
+    /// True if nothing was removed or written.
     pub fn is_empty(&self) -> bool {
-        !self.changes.iter().any(|change| !matches!(change.kind, ChangeKind::Unchanged(_)))
+        self.changes.iter().all(|change| matches!(change.kind, ChangeKind::Unchanged(_)))
     }
 
     /// The tree that has the bytes.
@@ -69,20 +82,16 @@ impl Changes {
     }
 }
 
-/// The changes that the upper directory of an overlay holds over the tree `lower`.
-#[expect(clippy::todo, reason = "the bodies land next")]
-pub fn diff_upper(_upper: &Root, _lower: Option<&Root>) -> Result<Changes, DiffError> {
-    todo!()
+/// The changes that the upper directory of an overlay holds over the tree `lower`, or over nothing.
+pub fn diff_upper(upper: &Root, lower: Option<&Root>) -> Result<Changes, DiffError> {
+    let mut differ = Differ::new(lower, upper);
+    differ.upper()?;
+    differ.finish()
 }
 
-/// The changes from one whole tree to another.
-#[expect(clippy::todo, reason = "the bodies land next")]
-pub fn diff_trees(_lower: Option<&Root>, _upper: &Root) -> Result<Changes, DiffError> {
-    todo!()
-}
-
-/// Writes the changes as an uncompressed layer: the same bytes for the same changes, whoever found them.
-#[expect(clippy::todo, reason = "the bodies land next")]
-pub fn write_layer(_changes: &Changes, _options: &WriteLayer, _out: impl Write) -> Result<(), DiffError> {
-    todo!()
+/// The changes from one whole tree, or nothing, to another.
+pub fn diff_trees(lower: Option<&Root>, upper: &Root) -> Result<Changes, DiffError> {
+    let mut differ = Differ::new(lower, upper);
+    differ.both(PathBuf::new())?;
+    differ.finish()
 }

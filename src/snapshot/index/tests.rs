@@ -1,0 +1,151 @@
+//! The compact form, and what a layer says of a path.
+
+use proptest::collection;
+use proptest::prelude::*;
+
+use super::Cover;
+use super::IndexBuilder;
+use super::LayerIndex;
+use crate::archive::Entry;
+use crate::archive::EntryKind;
+use crate::oci::Digest;
+
+fn index(steps: &[(&str, char)]) -> LayerIndex {
+    let mut builder = IndexBuilder::default();
+    for (path, what) in steps {
+        match what {
+            'w' => builder.whiteout(path.as_bytes()),
+            'o' => builder.opaque(path.as_bytes()),
+            'd' => builder.put(Entry::new(*path, EntryKind::Dir), false, 0, None, true),
+            _ => builder.put(Entry::new(*path, EntryKind::File), false, 0, None, true),
+        }
+    }
+    builder.finish()
+}
+
+fn said(index: &LayerIndex, path: &str) -> &'static str {
+    match index.cover(path.as_bytes()) {
+        Cover::No => "no",
+        Cover::Hidden => "hidden",
+        Cover::Implied { opaque: false } => "implied",
+        Cover::Implied { opaque: true } => "implied opaque",
+        Cover::Present(file) if file.kind == EntryKind::Dir && file.opaque => "opaque",
+        Cover::Present(file) if file.kind == EntryKind::Dir => "dir",
+        Cover::Present(_) => "file",
+    }
+}
+
+#[test]
+fn a_layer_covers_what_it_has_removes_or_hides() {
+    let index = index(&[
+        ("dir", 'd'),
+        ("dir/file", 'f'),
+        ("dir/gone", 'w'),
+        ("hides/new", 'f'),
+        ("hides", 'o'),
+        ("full", 'd'),
+        ("full", 'w'),
+        ("again", 'w'),
+        ("again/f", 'f'),
+        ("no-longer", 'd'),
+        ("no-longer/f", 'f'),
+        ("no-longer", 'f'),
+        ("x-y", 'f'),
+        ("x/y/z", 'f'),
+    ]);
+    for (path, expected) in [
+        ("dir", "dir"),
+        ("dir/file", "file"),
+        ("dir/file/beneath", "hidden"),
+        ("dir/gone", "hidden"),
+        ("dir/gone/beneath", "hidden"),
+        ("dir/other", "no"),
+        ("hides", "implied opaque"),
+        ("hides/new", "file"),
+        ("hides/old", "hidden"),
+        ("full", "opaque"),
+        ("full/old", "hidden"),
+        ("again", "implied opaque"),
+        ("again/f", "file"),
+        ("again/old", "hidden"),
+        ("no-longer", "file"),
+        ("no-longer/f", "hidden"),
+        ("x", "implied"),
+        ("x/y", "implied"),
+        ("x/y/z", "file"),
+        ("x/other", "no"),
+        ("elsewhere", "no"),
+        ("", "implied"),
+    ] {
+        assert_eq!(said(&index, path), expected, "{path}");
+    }
+    let beneath: Vec<_> = index.beneath(b"dir").iter().map(|entry| entry.path.as_slice()).collect();
+    assert_eq!(beneath, [&b"dir"[..], b"dir/file", b"dir/gone"]);
+    assert_eq!(index.beneath(b"x").len(), 1, "x-y is not beneath x");
+    assert_eq!(index.beneath(b"").len(), index.entries().len());
+    assert!(index.beneath(b"nothing").is_empty());
+}
+
+fn kind() -> impl Strategy<Value = EntryKind> {
+    prop_oneof![
+        Just(EntryKind::File),
+        Just(EntryKind::Dir),
+        Just(EntryKind::Fifo),
+        any::<Vec<u8>>().prop_map(|target| EntryKind::Symlink { target }),
+        any::<Vec<u8>>().prop_map(|target| EntryKind::Hardlink { target }),
+        any::<(u32, u32)>().prop_map(|(major, minor)| EntryKind::CharDevice { major, minor }),
+        any::<(u32, u32)>().prop_map(|(major, minor)| EntryKind::BlockDevice { major, minor }),
+    ]
+}
+
+prop_compose! {
+    fn put()(
+        path in "[a-c-]{1,2}(/[a-c-]{1,2}){0,3}",
+        kind in kind(),
+        numbers in any::<(u32, u64, u64, i64, u32, u64, u64)>(),
+        xattrs in collection::btree_map(any::<Vec<u8>>(), any::<Vec<u8>>(), 0..3),
+        digest in proptest::option::of(any::<[u8; 32]>()),
+        flags in any::<(bool, bool)>(),
+    ) -> (Entry, bool, u64, Option<Digest>, bool) {
+        let mut entry = Entry::new(path, kind);
+        let offset;
+        (entry.mode, entry.uid, entry.gid, entry.mtime.0, entry.mtime.1, entry.size, offset) = numbers;
+        if entry.kind != EntryKind::File {
+            entry.size = 0;
+        }
+        entry.xattrs = xattrs;
+        (entry, flags.0, offset, digest.map(Digest::from_sha256), flags.1)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn an_index_comes_back_from_its_compact_form(
+        puts in collection::vec(put(), 0..20),
+        whiteouts in collection::vec("[a-c]{1,2}(/[a-c]){0,2}", 0..5),
+    ) {
+        let mut builder = IndexBuilder::default();
+        for path in whiteouts {
+            builder.whiteout(path.as_bytes());
+        }
+        for (entry, opaque, offset, digest, contiguous) in puts {
+            builder.put(entry, opaque, offset, digest, contiguous);
+        }
+        let index = builder.finish();
+        let bytes = index.encode();
+        prop_assert_eq!(LayerIndex::decode(&bytes).expect("it is whole"), index);
+        for cut in 0..bytes.len() {
+            prop_assert!(LayerIndex::decode(&bytes[..cut]).is_err());
+        }
+    }
+
+    #[test]
+    fn damaged_bytes_never_panic(bytes in collection::vec(any::<u8>(), 0..300), magic in any::<bool>()) {
+        let bytes = if magic { [b"TLI1", bytes.as_slice()].concat() } else { bytes };
+        if let Ok(index) = LayerIndex::decode(&bytes) {
+            let _ = index.cover(b"a/b");
+        }
+    }
+}
