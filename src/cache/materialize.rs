@@ -34,6 +34,7 @@ use futures::FutureExt as _;
 use futures::StreamExt as _;
 use futures::TryStreamExt as _;
 use futures::stream;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Cache;
@@ -44,11 +45,12 @@ use super::record::Layer;
 use super::record::Part;
 use super::record::RecordId;
 use super::snapshots::Content;
+use super::snapshots::Passing;
 use super::snapshots::SnapshotHold;
-use super::snapshots::Snapshots;
 use super::snapshots::chain_key;
 use super::snapshots::layer_key;
 use super::unpack::Below;
+use super::unpack::Source;
 use crate::content::BlobReader;
 use crate::content::DescHandlers;
 use crate::ctx::Ctx;
@@ -73,21 +75,15 @@ pub(super) struct Materializer {
 pub struct Tree {
     /// `None` only while it is dropped.
     mounted: Option<Mounted>,
-    /// A view that goes with the tree.
-    view: Option<SnapshotKey>,
-    snapshots: Snapshots,
+    /// Goes with the last that has it, once nothing is mounted.
+    _snapshot: Arc<Passing>,
     /// Keep what is below.
     _holds: Vec<Arc<SnapshotHold>>,
 }
 
 impl Tree {
-    pub(super) fn new(
-        mounted: Mounted,
-        view: Option<SnapshotKey>,
-        snapshots: Snapshots,
-        holds: Vec<Arc<SnapshotHold>>,
-    ) -> Tree {
-        Tree { mounted: Some(mounted), view, snapshots, _holds: holds }
+    pub(super) fn new(mounted: Mounted, snapshot: Arc<Passing>, holds: Vec<Arc<SnapshotHold>>) -> Tree {
+        Tree { mounted: Some(mounted), _snapshot: snapshot, _holds: holds }
     }
 
     /// The root of the files.
@@ -98,10 +94,8 @@ impl Tree {
 
 impl Drop for Tree {
     fn drop(&mut self) {
+        // Unmounted before the snapshot goes.
         drop(self.mounted.take());
-        if let Some(view) = self.view.take() {
-            self.snapshots.discard(view);
-        }
     }
 }
 
@@ -164,16 +158,11 @@ impl Cache {
     pub(super) async fn view(&self, holds: Vec<Arc<SnapshotHold>>) -> Result<Tree, CacheError> {
         let snapshots = &self.0.snapshots;
         let parents: Vec<SnapshotKey> = holds.iter().map(|h| h.key().clone()).collect();
-        let key = snapshots.temporary("view");
+        let snapshot = Arc::new(snapshots.passing("view"));
         let snapshotter = snapshots.snapshotter();
-        snapshotter.view(&key, &parents).await?;
-        match snapshotter.mount(&key, true).await {
-            Ok(mounted) => Ok(Tree::new(mounted, Some(key), snapshots.clone(), holds)),
-            Err(error) => {
-                snapshots.discard(key);
-                Err(error.into())
-            }
-        }
+        snapshotter.view(snapshot.key(), &parents).await?;
+        let mounted = snapshotter.mount(snapshot.key(), true).await?;
+        Ok(Tree::new(mounted, snapshot, holds))
     }
 
     /// The snapshots that a snapshot must have as parents to have the files of `parts`, made where they
@@ -342,16 +331,51 @@ impl Cache {
         if self.0.snapshots.is_present(&target.key)? {
             return Ok(hold);
         }
-        let reader = self.fetch(ctx, layer, handlers).await?;
+        let (sender, mut followers) = mpsc::unbounded_channel();
+        let mut follow = |follower| drop(sender.send(follower));
+        let mut fetch = Box::pin(self.0.content.reader_with(ctx, &layer.blob, handlers, &mut follow));
+        let follower = tokio::select! {
+            biased;
+            Some(follower) = followers.recv() => follower,
+            reader = &mut fetch => {
+                self.unpack_from(ctx, layer, target, Source::File(reader?)).await?;
+                return Ok(hold);
+            }
+        };
+        // Unpacked while it arrives. What comes of that counts only once the asker's own fetch is done.
+        let (reader, unpacked) = {
+            let unpack = self.unpack_from(ctx, layer, target.clone(), Source::Follower(follower));
+            let mut unpack = Box::pin(unpack);
+            tokio::select! {
+                reader = &mut fetch => (reader?, unpack.await),
+                unpacked = &mut unpack => (fetch.await?, unpacked),
+            }
+        };
+        if matches!(unpacked, Err(CacheError::Unpack { .. } | CacheError::WrongDiffId { .. })) {
+            // The bytes may have been wrong ones, which were thrown away since.
+            self.unpack_from(ctx, layer, target, Source::File(reader)).await?;
+        } else {
+            unpacked?;
+        }
+        Ok(hold)
+    }
+
+    async fn unpack_from(
+        &self,
+        ctx: &Ctx,
+        layer: &Layer,
+        target: Target,
+        source: Source,
+    ) -> Result<(), CacheError> {
         let progress =
             ctx.progress().map(|p| p.item(format!("extracting {}", layer.blob.digest), "extracting"));
         let (cache, layer) = (self.clone(), layer.clone());
         let done = self.make_snapshot(ctx, target, move |key, below, token| async move {
-            cache.unpack(&layer, reader, &key, below, token).await
+            cache.unpack(&layer, source, &key, below, token).await
         });
         done.await?;
         drop(progress);
-        Ok(hold)
+        Ok(())
     }
 
     /// Runs `fill` on a new active snapshot, and commits it; once, whatever asks.
@@ -378,16 +402,12 @@ impl Cache {
                     (false, true) => Below::Nothing,
                     (false, false) => Below::Tree(cache.view(target.lower).await?),
                 };
-                let active = snapshots.temporary("new");
-                snapshots.snapshotter().prepare(&active, &target.parents).await?;
-                let made = match fill(active.clone(), below, token).await {
-                    Ok(()) => snapshots.commit(&target.key, &active, target.of, |_| Ok(())).await,
-                    Err(error) => Err(error),
-                };
-                if made.is_err() {
-                    snapshots.discard(active);
-                }
-                made.map(|_| ())
+                let active = snapshots.passing("new");
+                snapshots.snapshotter().prepare(active.key(), &target.parents).await?;
+                fill(active.key().clone(), below, token).await?;
+                snapshots.commit(&target.key, active.key(), target.of, |_| Ok(())).await?;
+                active.settle();
+                Ok(())
             };
             (Arc::new(()), work)
         };
@@ -397,6 +417,7 @@ impl Cache {
 }
 
 /// A snapshot that is to be made.
+#[derive(Clone)]
 pub(super) struct Target {
     pub(super) key: SnapshotKey,
     pub(super) of: Content,

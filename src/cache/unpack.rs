@@ -19,6 +19,7 @@ use super::record::Part;
 use super::snapshots::SnapshotHold;
 use crate::archive::Limits;
 use crate::content::BlobReader;
+use crate::content::Follower;
 use crate::ctx::Ctx;
 use crate::fs::Root;
 use crate::oci::DiffId;
@@ -67,13 +68,21 @@ impl Cache {
     pub(super) async fn unpack(
         &self,
         layer: &Layer,
-        blob: BlobReader,
+        source: Source,
         key: &SnapshotKey,
         below: Below,
         token: CancellationToken,
     ) -> Result<(), CacheError> {
-        let reader = Cancellable { inner: Positioned::new(blob), token };
-        self.apply_to(layer.blob.digest, Some(layer.diff_id), reader, key, below).await
+        let (digest, diff_id) = (layer.blob.digest, Some(layer.diff_id));
+        match source {
+            Source::File(blob) => {
+                let reader = Cancellable { inner: Positioned::new(blob), token };
+                self.apply_to(digest, diff_id, reader, key, below).await
+            }
+            Source::Follower(follower) => {
+                self.apply_to(digest, diff_id, follower.until(token), key, below).await
+            }
+        }
     }
 
     /// Applies an archive to an active snapshot. `digest` names the layer in errors.
@@ -186,6 +195,14 @@ impl Cache {
         };
         Ok(Changes::Trees { lower, upper: self.view(vec![hold]).await? })
     }
+}
+
+/// Where the bytes of a layer are.
+#[derive(Debug)]
+pub(super) enum Source {
+    File(BlobReader),
+    /// On their way.
+    Follower(Follower),
 }
 
 /// What lies below a change set that is unpacked.

@@ -57,6 +57,21 @@ impl FetchError {
         }
     }
 
+    /// The blob that could not be had.
+    pub fn digest(&self) -> Digest {
+        match self {
+            FetchError::Gone { digest, .. }
+            | FetchError::Unauthorized { digest, .. }
+            | FetchError::Unreachable { digest, .. }
+            | FetchError::Corrupt { digest, .. }
+            | FetchError::WrongSize { digest, .. }
+            | FetchError::TooLarge { digest, .. }
+            | FetchError::NoSpace { digest }
+            | FetchError::Store { digest, .. }
+            | FetchError::Cancelled { digest } => *digest,
+        }
+    }
+
     pub(super) fn store(digest: Digest, source: ContentError) -> FetchError {
         match source {
             ContentError::NoSpace => FetchError::NoSpace { digest },

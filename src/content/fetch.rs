@@ -15,6 +15,7 @@ use super::DescHandlers;
 use super::FetchError;
 use super::Inner;
 use super::blob::Residency;
+use super::follow::Follower;
 use super::stats::add;
 use crate::ctx::Cancelled;
 use crate::ctx::Ctx;
@@ -25,17 +26,21 @@ use flight::Fetch;
 use flight::Outcome;
 use flight::Waiter;
 
+/// Is given the way to read along, each time that a fetch is begun or joined.
+pub(super) type OnFetch<'a> = &'a mut (dyn FnMut(Follower) + Send);
+
 impl Inner {
     pub(super) async fn fetch(
         self: &Arc<Self>,
         ctx: &Ctx,
         descriptor: &Descriptor,
         handlers: &DescHandlers,
+        follow: OnFetch<'_>,
     ) -> Result<Lease, FetchError> {
         let digest = descriptor.digest;
         // First held, then looked up: see the invariants of the table.
         let lease = self.leases.hold(digest);
-        match ctx.run(self.bring(ctx, descriptor, handlers.get(&digest))).await {
+        match ctx.run(self.bring(ctx, descriptor, handlers.get(&digest), follow)).await {
             Ok(brought) => brought.map(|()| lease),
             Err(Cancelled) => Err(FetchError::Cancelled { digest }),
         }
@@ -47,6 +52,7 @@ impl Inner {
         ctx: &Ctx,
         descriptor: &Descriptor,
         handlers: &[DescHandler],
+        follow: OnFetch<'_>,
     ) -> Result<(), FetchError> {
         let digest = descriptor.digest;
         loop {
@@ -65,6 +71,7 @@ impl Inner {
                     match same.then(|| self.board(&fetch, ctx, handlers)).transpose()?.flatten() {
                         Some(waiter) => {
                             add(&self.counters.joined, 1);
+                            follow(self.follower(&fetch));
                             return self.await_landing(waiter, ctx, descriptor, handlers, false).await;
                         }
                         None => drop(fetch.landed().await),
@@ -77,12 +84,19 @@ impl Inner {
                     // Whoever was faster is met in the next round.
                     if self.table.begin(&digest, Arc::clone(&fetch)).is_ok() {
                         add(&self.counters.fetches, 1);
+                        follow(self.follower(&fetch));
                         drop(self.tasks.spawn("fetch", transfer::run(Arc::clone(self), fetch)));
                         return self.await_landing(waiter, ctx, descriptor, handlers, true).await;
                     }
                 }
             }
         }
+    }
+
+    fn follower(&self, fetch: &Fetch) -> Follower {
+        let Descriptor { digest, size, .. } = *fetch.descriptor();
+        let (partial, whole) = (self.disk.partial(&digest), self.disk.blob(&digest));
+        Follower::new(Arc::clone(fetch.written()), partial, whole, size)
     }
 
     fn board(

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::ContentError;
 use super::disk::Disk;
 use super::disk::hash;
+use super::follow::Written;
 use super::given::Given;
 use crate::failpoint;
 use crate::failpoint::Failpoint;
@@ -46,10 +47,17 @@ pub(super) struct WriterFailed;
 
 impl Ingest {
     /// Goes on at the end of the partial blob, or starts one, with bytes after which it is `given`.
-    pub(super) fn start(tasks: &Tasks, disk: &Arc<Disk>, digest: Digest, given: Given) -> Ingest {
+    pub(super) fn start(
+        tasks: &Tasks,
+        disk: &Arc<Disk>,
+        digest: Digest,
+        given: Given,
+        written: &Arc<Written>,
+    ) -> Ingest {
         let (chunks, receiver) = mpsc::channel(IN_FLIGHT);
-        let disk = Arc::clone(disk);
-        let writer = tasks.spawn_blocking("ingest", move || write(&disk, &digest, &given, receiver));
+        let (disk, written) = (Arc::clone(disk), Arc::clone(written));
+        let writer =
+            tasks.spawn_blocking("ingest", move || write(&disk, &digest, &given, receiver, &written));
         Ingest { chunks, writer }
     }
 
@@ -72,16 +80,19 @@ fn write(
     digest: &Digest,
     given: &Given,
     mut chunks: mpsc::Receiver<Bytes>,
+    written: &Written,
 ) -> Result<Ingested, ContentError> {
     let path = disk.partial(digest);
     let mut file = disk.open_partial(digest)?;
     disk.note(&file, digest, given)?;
     let mut hasher = digest.hasher();
     let mut size = hash(&mut file, &mut hasher).map_err(ContentError::io("read", &path))?;
+    written.advance(size);
     while let Some(chunk) = chunks.blocking_recv() {
         disk.append(&mut file, size, &chunk).map_err(ContentError::io("write", &path))?;
         hasher.update(&chunk);
         size += chunk.len() as u64;
+        written.advance(size);
         failpoint::hit(Failpoint::IngestWritten)?;
     }
     Ok(Ingested { file, size, digest: hasher.finish() })

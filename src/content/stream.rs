@@ -53,7 +53,7 @@ impl Inner {
             _ => None,
         };
         let Some(passing) = passing else {
-            let lease = self.fetch(ctx, descriptor, handlers).await?;
+            let lease = self.fetch(ctx, descriptor, handlers, &mut drop).await?;
             let reader = self.reader(digest, lease)?;
             return Ok(BlobStream::new(reader.size(), StreamSource::File, reader.stream(0..u64::MAX)));
         };

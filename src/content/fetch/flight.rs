@@ -24,6 +24,7 @@ use super::super::FetchError;
 use super::super::ProvideError;
 use super::super::Refusal;
 use super::super::candidate::Candidate;
+use super::super::follow::Written;
 use crate::oci::Descriptor;
 use crate::progress::TransferProgress;
 use crate::task::Tasks;
@@ -35,6 +36,7 @@ pub(in crate::content) struct Fetch {
     token: CancellationToken,
     aboard: Mutex<Aboard>,
     outcome: watch::Sender<Option<Outcome>>,
+    written: Arc<Written>,
 }
 
 /// How a fetch ended.
@@ -91,11 +93,17 @@ pub(in crate::content) struct Waiter {
 impl Fetch {
     pub(super) fn new(descriptor: Descriptor, tasks: &Tasks) -> Fetch {
         let token = tasks.token().child_token();
-        Fetch { descriptor, token, aboard: Mutex::default(), outcome: watch::Sender::new(None) }
+        let (aboard, outcome) = (Mutex::default(), watch::Sender::new(None));
+        Fetch { descriptor, token, aboard, outcome, written: Arc::default() }
     }
 
     pub(in crate::content) fn descriptor(&self) -> &Descriptor {
         &self.descriptor
+    }
+
+    /// How far the file is.
+    pub(in crate::content) fn written(&self) -> &Arc<Written> {
+        &self.written
     }
 
     /// Cancelled when nobody wants the bytes any more.
@@ -170,6 +178,7 @@ impl Fetch {
 
     pub(super) fn land(&self, outcome: Outcome) {
         self.aboard().closed = true;
+        self.written.end(matches!(outcome, Outcome::Arrived { .. }));
         self.outcome.send_replace(Some(outcome));
     }
 

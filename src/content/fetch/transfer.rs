@@ -125,12 +125,14 @@ async fn bring(inner: &Arc<Inner>, fetch: &Fetch) -> Result<Outcome, ContentErro
         let have = inner.disk.partial_size(&digest);
         if have >= descriptor.size {
             // All was here when a fetch ended, or a crash came before the rename.
-            let ingest = Ingest::start(&inner.tasks, &inner.disk, digest, prefix.given.clone());
+            let ingest =
+                Ingest::start(&inner.tasks, &inner.disk, digest, prefix.given.clone(), fetch.written());
             let ingested = ingest.finish().await?;
             if have == descriptor.size && ingested.digest == digest {
                 commit(inner, fetch, ingested, &prefix.given).await?;
                 return Ok(Outcome::Arrived { by: None });
             }
+            fetch.written().restart();
             inner.disk.remove_partial(&digest)?;
             if descriptor.size == 0 {
                 let cause = "only the digest of nothing has no bytes";
@@ -185,12 +187,13 @@ async fn transfer(
     };
     let mut body = opened.body;
     if anew {
+        fetch.written().restart();
         inner.disk.remove_partial(&descriptor.digest)?;
         fetch.report(0);
     }
     prefix.grow(have, turn);
     let given = prefix.given.clone();
-    let ingest = Ingest::start(&inner.tasks, &inner.disk, descriptor.digest, given);
+    let ingest = Ingest::start(&inner.tasks, &inner.disk, descriptor.digest, given, fetch.written());
     let ended = receive(inner, fetch, &ingest, body.as_mut(), opened.offset, have).await;
     let ingested = ingest.finish().await?;
     fetch.report(ingested.size);
@@ -211,6 +214,7 @@ async fn transfer(
         return Ok(Transfer::Arrived);
     }
     body.condemn();
+    fetch.written().restart();
     inner.disk.remove_partial(&descriptor.digest)?;
     fetch.report(0);
     Ok(Transfer::Corrupt { pure: have == 0 })
