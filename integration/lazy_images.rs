@@ -29,7 +29,7 @@ use thunk::ops::llb::Limits;
 use thunk::registry::NoCredentials;
 use thunk::registry::RegistryClient;
 use thunk::registry::RegistryConfig;
-use thunk::snapshot::AbsentSnapshotter;
+use thunk::snapshot::OverlaySnapshotter;
 use thunk::task::Tasks;
 
 use crate::harness::Image;
@@ -70,7 +70,8 @@ impl Stack {
         let content =
             ContentStore::open(&root.join("content"), db.clone(), Leases::new(), connect, tasks.clone())
                 .unwrap();
-        let cache = Cache::new(db.clone(), content.clone(), Arc::new(AbsentSnapshotter), tasks.clone(), root);
+        let snapshotter = OverlaySnapshotter::open(&root.join("snapshots"), tasks.clone()).unwrap();
+        let cache = Cache::new(db.clone(), content.clone(), Arc::new(snapshotter), tasks.clone(), root);
         let images = ImageList::new(db.clone());
         let worker = Worker::new(cache.clone(), registry.clone(), images.clone(), tasks.clone());
         let exporters = Exporters::new(content.clone(), registry, images, tasks.clone());

@@ -41,6 +41,7 @@ mod collect;
 mod disk;
 mod error;
 mod fetch;
+mod follow;
 mod given;
 mod ingest;
 mod origin;
@@ -71,6 +72,7 @@ pub use collect::Fsck;
 pub use error::ContentError;
 pub use error::FetchError;
 pub use error::Refusal;
+pub use follow::Follower;
 pub use origin::KnownOrigin;
 pub use origin::Origin;
 pub use provider::Body;
@@ -235,7 +237,7 @@ impl ContentStore {
         descriptor: &Descriptor,
         handlers: &DescHandlers,
     ) -> Result<Lease, FetchError> {
-        self.inner.fetch(ctx, descriptor, handlers).await
+        self.inner.fetch(ctx, descriptor, handlers, &mut drop).await
     }
 
     /// Makes a blob resident and opens it.
@@ -245,7 +247,19 @@ impl ContentStore {
         descriptor: &Descriptor,
         handlers: &DescHandlers,
     ) -> Result<BlobReader, FetchError> {
-        let lease = self.fetch(ctx, descriptor, handlers).await?;
+        self.reader_with(ctx, descriptor, handlers, &mut drop).await
+    }
+
+    /// As [`ContentStore::reader`]; `follow` is given the way to read along while the blob is fetched, each
+    /// time that a fetch is begun or joined.
+    pub async fn reader_with(
+        &self,
+        ctx: &Ctx,
+        descriptor: &Descriptor,
+        handlers: &DescHandlers,
+        follow: &mut (dyn FnMut(Follower) + Send),
+    ) -> Result<BlobReader, FetchError> {
+        let lease = self.inner.fetch(ctx, descriptor, handlers, follow).await?;
         self.inner.reader(descriptor.digest, lease)
     }
 

@@ -46,6 +46,7 @@ mod log;
 mod notify;
 mod run;
 mod services;
+mod snapshots;
 mod tls;
 mod toml;
 mod units;
@@ -128,8 +129,9 @@ impl Daemon {
     /// Starts what `config` says. Without an address to listen on, only [`Daemon::connector`] leads in.
     ///
     /// Not cancellation safe: a daemon that is half started is dropped like one that was killed.
-    pub async fn start(config: Config) -> Result<Daemon, StartError> {
+    pub async fn start(mut config: Config) -> Result<Daemon, StartError> {
         let lock = RootLock::take(&config.root)?;
+        config.worker.snapshotter = snapshots::settle(&config.root, config.worker.snapshotter);
         let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
         let mut listeners = Vec::with_capacity(config.listen.len());
         for address in &config.listen {

@@ -4,7 +4,6 @@
 //! *committed* one under its final name, which is never written again and can be a parent. A *view* shows parents
 //! read-only.
 
-mod absent;
 mod apply;
 #[cfg(test)]
 mod conformance;
@@ -26,7 +25,6 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-pub use absent::AbsentSnapshotter;
 pub use apply::Applied;
 pub use apply::ApplyError;
 pub use apply::ApplyOptions;

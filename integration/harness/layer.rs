@@ -91,6 +91,34 @@ pub fn tar_of<P: AsRef<str>, C: AsRef<[u8]>>(files: impl IntoIterator<Item = (P,
     builder.into_inner().expect("tar to memory")
 }
 
+/// A layer with a busybox that runs: `/bin/busybox` and the links to it that scripts expect.
+pub fn busybox() -> Option<Layer> {
+    let program = std::fs::read(super::tools::tool("busybox")?).expect("busybox can be read");
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = |path: &str, kind: tar::EntryType, mode: u32, data: &[u8], link: &str| {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_size(data.len() as u64);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        if link.is_empty() {
+            builder.append_data(&mut header, path, data).expect("tar to memory");
+        } else {
+            builder.append_link(&mut header, path, link).expect("tar to memory");
+        }
+    };
+    for directory in ["bin/", "etc/", "tmp/", "proc/", "sys/", "dev/"] {
+        header(directory, tar::EntryType::Directory, 0o755, b"", "");
+    }
+    header("bin/busybox", tar::EntryType::Regular, 0o755, &program, "");
+    header("bin/sh", tar::EntryType::Symlink, 0o777, b"", "busybox");
+    header("etc/passwd", tar::EntryType::Regular, 0o644, b"root:x:0:0:root:/root:/bin/sh\n", "");
+    header("etc/group", tar::EntryType::Regular, 0o644, b"root:x:0:\n", "");
+    Some(Layer::gzip(builder.into_inner().expect("tar to memory")))
+}
+
 pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 pub const OCI_LAYER_FOREIGN_GZIP: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";

@@ -49,6 +49,86 @@ pub fn merge(inputs: impl IntoIterator<Item = State>) -> State {
     State::from_op(pb::Op { op: Some(merge), ..pb::Op::default() }, &inputs)
 }
 
+/// What a file operation does, on its first input.
+#[derive(Clone, Debug)]
+pub enum Action<'a> {
+    MkFile {
+        path: &'a str,
+        data: &'a [u8],
+    },
+    MkDir {
+        path: &'a str,
+    },
+    Rm {
+        path: &'a str,
+    },
+    /// From the operation's second input.
+    Copy {
+        from: &'a str,
+        to: &'a str,
+    },
+}
+
+/// One action on `base`, which may be nothing; `source` is what a copy copies from.
+pub fn file(base: Option<&State>, source: Option<&State>, action: &Action<'_>) -> State {
+    let inputs: Vec<State> = base.into_iter().chain(source).cloned().collect();
+    let action = match *action {
+        Action::MkFile { path, data } => pb::file_action::Action::Mkfile(pb::FileActionMkFile {
+            path: path.to_owned(),
+            mode: 0o644,
+            data: data.to_vec().into(),
+            timestamp: -1,
+            ..Default::default()
+        }),
+        Action::MkDir { path } => pb::file_action::Action::Mkdir(pb::FileActionMkDir {
+            path: path.to_owned(),
+            mode: 0o755,
+            make_parents: true,
+            timestamp: -1,
+            ..Default::default()
+        }),
+        Action::Rm { path } => {
+            pb::file_action::Action::Rm(pb::FileActionRm { path: path.to_owned(), ..Default::default() })
+        }
+        Action::Copy { from, to } => pb::file_action::Action::Copy(pb::FileActionCopy {
+            src: from.to_owned(),
+            dest: to.to_owned(),
+            mode: -1,
+            create_dest_path: true,
+            timestamp: -1,
+            ..Default::default()
+        }),
+    };
+    let secondary = if source.is_some() { inputs.len() as i64 - 1 } else { -1 };
+    let action = pb::FileAction {
+        input: if base.is_some() { 0 } else { -1 },
+        secondary_input: secondary,
+        output: 0,
+        action: Some(action),
+    };
+    let file = pb::op::Op::File(pb::FileOp { actions: vec![action] });
+    State::from_op(pb::Op { op: Some(file), ..pb::Op::default() }, &inputs)
+}
+
+/// `sh -c script` in `root`, whose changes are the result.
+pub fn sh(root: &State, script: &str) -> State {
+    let meta = pb::Meta {
+        args: ["/bin/busybox", "sh", "-c", script].map(str::to_owned).into(),
+        env: vec!["PATH=/bin".to_owned()],
+        cwd: "/".to_owned(),
+        ..Default::default()
+    };
+    let mount = pb::Mount { input: 0, dest: "/".to_owned(), output: 0, ..Default::default() };
+    let exec = pb::ExecOp { meta: Some(meta), mounts: vec![mount], ..Default::default() };
+    let op = pb::op::Op::Exec(exec);
+    State::from_op(pb::Op { op: Some(op), ..pb::Op::default() }, std::slice::from_ref(root))
+}
+
+/// A directory of the client, by the name that it gave it.
+pub fn local(name: &str, attributes: &[(&str, &str)]) -> State {
+    source(&format!("local://{name}"), attributes)
+}
+
 impl State {
     /// Any operation over `inputs`, whose edges are filled in; the platform is the host's if none is set.
     pub fn from_op(mut op: pb::Op, inputs: &[State]) -> Self {

@@ -40,6 +40,7 @@ use super::record::RecordId;
 use super::record::RecordType;
 use super::record::Row;
 use super::snapshots::Content;
+use super::snapshots::Passing;
 use super::snapshots::SnapshotHold;
 use super::snapshots::kept_key;
 use super::snapshots::made_key;
@@ -77,7 +78,7 @@ pub struct MutableRef {
 struct Inner {
     cache: Cache,
     id: RecordId,
-    snapshot: SnapshotKey,
+    snapshot: Arc<Passing>,
     parent: Option<ImmutableRef>,
     options: MutableOptions,
     created_at: Timestamp,
@@ -129,7 +130,10 @@ impl Cache {
         let parents: Vec<SnapshotKey> = holds.iter().map(|h| h.key().clone()).collect();
         let id = RecordId::random();
         let created_at = Timestamp::now();
-        let snapshot = if options.keep { kept_key(&id) } else { snapshots.temporary("active") };
+        let snapshot = match options.keep {
+            true => snapshots.passing_as(kept_key(&id)),
+            false => snapshots.passing("active"),
+        };
         let (hold, in_use) = match options.keep {
             true => (Some(self.0.live.hold_to_make(id)), Use::begin(id, &self.0.in_use)),
             false => (None, None),
@@ -138,7 +142,7 @@ impl Cache {
         let mut inner = Inner {
             cache: self.clone(),
             id,
-            snapshot,
+            snapshot: Arc::new(snapshot),
             parent,
             options,
             created_at,
@@ -150,12 +154,15 @@ impl Cache {
         if inner.options.keep {
             // The row comes first: a snapshot without one is removed at start.
             let row = inner.row(Kind::Mutable {
-                snapshot: inner.snapshot.clone(),
+                snapshot: inner.snapshot.key().clone(),
                 parent: inner.parent.as_ref().map(ImmutableRef::id),
             });
             self.0.db.write_visible(move |tx| row.insert(tx, &id)).await?;
         }
-        snapshots.snapshotter().prepare(&inner.snapshot, &parents).await?;
+        snapshots.snapshotter().prepare(inner.snapshot.key(), &parents).await?;
+        if inner.options.keep {
+            inner.snapshot.settle();
+        }
         if let Some(hold) = &mut inner.hold {
             hold.count_use(None);
         }
@@ -179,6 +186,8 @@ impl Cache {
             return Err(missing());
         }
         hold.count_use(uses);
+        let snapshot = Arc::new(self.0.snapshots.passing_as(snapshot));
+        snapshot.settle();
         let options = MutableOptions {
             description: row.description,
             record_type: row.record_type,
@@ -247,7 +256,7 @@ impl MutableRef {
     }
 
     pub(super) fn snapshot(&self) -> &SnapshotKey {
-        &self.inner().snapshot
+        self.inner().snapshot.key()
     }
 
     /// The files, to be read and written. All who ask share one mount, which ends with the commit.
@@ -255,8 +264,9 @@ impl MutableRef {
         let inner = self.inner();
         let mount = async {
             let snapshots = inner.cache.0.snapshots.clone();
-            let mounted = snapshots.snapshotter().mount(&inner.snapshot, false).await?;
-            Ok::<_, CacheError>(Arc::new(Tree::new(mounted, None, snapshots, inner.holds.clone())))
+            let mounted = snapshots.snapshotter().mount(inner.snapshot.key(), false).await?;
+            let snapshot = Arc::clone(&inner.snapshot);
+            Ok::<_, CacheError>(Arc::new(Tree::new(mounted, snapshot, inner.holds.clone())))
         };
         inner.tree.get_or_try_init(|| mount).await.cloned()
     }
@@ -311,9 +321,9 @@ impl Inner {
         let written = row.clone();
         let snapshots = &cache.0.snapshots;
         snapshots
-            .commit(&snapshot, &self.snapshot, Content::Made(id), move |tx| written.insert(tx, &id))
+            .commit(&snapshot, self.snapshot.key(), Content::Made(id), move |tx| written.insert(tx, &id))
             .await?;
-        self.options.keep = true;
+        self.snapshot.settle();
         hold.count_use(None);
         let made = Made { snapshot, created_at: row.created_at, description: row.description.clone() };
         let parent = self.parent.as_ref();
@@ -321,15 +331,6 @@ impl Inner {
         parts.push(Part { record: id, set: ChangeSet::Made(made) });
         let handlers = parent.map(|p| p.handlers().clone()).unwrap_or_default();
         Ok(ImmutableRef::new(cache.clone(), hold, &row, parts, handlers))
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        drop(self.tree.take());
-        if !self.options.keep {
-            self.cache.0.snapshots.discard(self.snapshot.clone());
-        }
     }
 }
 

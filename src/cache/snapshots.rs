@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
@@ -181,10 +182,14 @@ impl Snapshots {
         self.0.snapshotter.stacks()
     }
 
-    /// A name that no other snapshot has, of a kind that goes with the process.
-    pub(super) fn temporary(&self, kind: &str) -> SnapshotKey {
+    /// A snapshot that is not made yet, with a name that no other one has.
+    pub(super) fn passing(&self, kind: &str) -> Passing {
         let n = self.0.next.fetch_add(1, Ordering::Relaxed);
-        name(format!("{kind}-{}-{n}", self.0.run))
+        self.passing_as(name(format!("{kind}-{}-{n}", self.0.run)))
+    }
+
+    pub(super) fn passing_as(&self, key: SnapshotKey) -> Passing {
+        Passing { key, settled: AtomicBool::new(false), snapshots: self.clone() }
     }
 
     /// True if every made change set among `parts` still has its files.
@@ -267,7 +272,7 @@ impl Snapshots {
     }
 
     /// Removes an active snapshot or a view, some time soon. Its mounts must be gone.
-    pub(super) fn discard(&self, key: SnapshotKey) {
+    fn discard(&self, key: SnapshotKey) {
         let inner = Arc::clone(&self.0);
         drop(self.0.tasks.spawn("discard snapshot", async move {
             match inner.snapshotter.remove(&key).await {
@@ -370,6 +375,33 @@ impl Drop for SnapshotHold {
 impl fmt::Debug for SnapshotHold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SnapshotHold({})", self.key)
+    }
+}
+
+/// A view, or an active snapshot: removed when it is dropped, unless it became something else.
+#[derive(Debug)]
+pub(super) struct Passing {
+    key: SnapshotKey,
+    settled: AtomicBool,
+    snapshots: Snapshots,
+}
+
+impl Passing {
+    pub(super) fn key(&self) -> &SnapshotKey {
+        &self.key
+    }
+
+    /// It stays, or is there under another name.
+    pub(super) fn settle(&self) {
+        self.settled.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        if !self.settled.load(Ordering::Relaxed) {
+            self.snapshots.discard(self.key.clone());
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Records on a real store, over registries in memory that count what is asked of them.
 
+mod files;
 mod fixture;
 mod lazy;
 mod lifetime;

@@ -116,6 +116,41 @@ pub struct WorkerConfig {
     pub gc: GcConfig,
     /// Build steps that run at the same time. None: no limit.
     pub max_parallelism: Option<NonZeroUsize>,
+    pub snapshotter: SnapshotterKind,
+}
+
+/// How directories are made of layers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SnapshotterKind {
+    /// Overlays where they can be mounted, else copies.
+    #[default]
+    Auto,
+    Overlay,
+    Native,
+}
+
+impl SnapshotterKind {
+    /// The name that clients see.
+    pub fn name(self) -> &'static str {
+        match self {
+            SnapshotterKind::Auto => "auto",
+            SnapshotterKind::Overlay => "overlayfs",
+            SnapshotterKind::Native => "native",
+        }
+    }
+}
+
+impl FromStr for SnapshotterKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<SnapshotterKind, String> {
+        match text {
+            "" | "auto" => Ok(SnapshotterKind::Auto),
+            "overlayfs" | "overlay" => Ok(SnapshotterKind::Overlay),
+            "native" => Ok(SnapshotterKind::Native),
+            _ => Err("it is not a snapshotter that is here: use auto, overlayfs or native".to_owned()),
+        }
+    }
 }
 
 /// When to collect without being asked.
@@ -190,6 +225,7 @@ pub struct Settings {
     pub gc_rules: Option<Vec<GcRule>>,
     /// 0 is no limit.
     pub max_parallelism: Option<usize>,
+    pub snapshotter: Option<SnapshotterKind>,
     pub dns: Option<DnsConfig>,
     pub history_max_age: Option<Duration>,
     pub history_max_entries: Option<usize>,
@@ -268,6 +304,7 @@ impl Settings {
             gc_limits,
             gc_rules: above.gc_rules.or(self.gc_rules),
             max_parallelism: above.max_parallelism.or(self.max_parallelism),
+            snapshotter: above.snapshotter.or(self.snapshotter),
             dns: above.dns.or(self.dns),
             history_max_age: above.history_max_age.or(self.history_max_age),
             history_max_entries: above.history_max_entries.or(self.history_max_entries),
@@ -374,6 +411,7 @@ impl Config {
                     .unwrap_or_else(|| vec![Platform::host()]),
                 gc,
                 max_parallelism: settings.max_parallelism.and_then(NonZeroUsize::new),
+                snapshotter: settings.snapshotter.unwrap_or_default(),
             },
             dns: settings.dns.unwrap_or_default(),
             history: HistoryConfig {

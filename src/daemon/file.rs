@@ -32,7 +32,7 @@ use crate::registry::HostConfig;
 use crate::registry::KeyPair;
 
 /// Keys that `buildkitd` has a use for and this daemon does not, with the type that they must have.
-const KNOWN: [(&str, Kind); 48] = [
+const KNOWN: [(&str, Kind); 47] = [
     ("proxyNetwork", Kind::Flag),
     ("provenanceEnvDir", Kind::Text),
     ("otel.socketPath", Kind::Text),
@@ -44,7 +44,6 @@ const KNOWN: [(&str, Kind); 48] = [
     ("frontend.gateway.v0.enabled", Kind::Flag),
     ("frontend.gateway.v0.allowedRepositories", Kind::Texts),
     ("system.platformsCacheMaxAge", Kind::Scalar),
-    ("worker.oci.snapshotter", Kind::Text),
     ("worker.oci.rootless", Kind::Flag),
     ("worker.oci.noProcessSandbox", Kind::Flag),
     ("worker.oci.networkMode", Kind::Text),
@@ -212,6 +211,7 @@ fn settings(root: &Section<'_>) -> Settings {
         },
         gc_rules: oci.sections("gcpolicy").map(|rules| rules.iter().map(rule).collect()),
         max_parallelism: count(&oci, "max-parallelism", 0),
+        snapshotter: oci.parsed("snapshotter", str::parse),
         dns: dns(&root.section("dns")),
         history_max_age: history.scalar("maxAge", units::DURATION, units::parse_duration),
         history_max_entries: count(&history, "maxEntries", 0),

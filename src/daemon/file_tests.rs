@@ -149,7 +149,7 @@ fn a_key_without_a_use_is_one_warning_with_its_line() {
          [gc]\n\
          enabled = true\n\
          [worker.oci]\n\
-         snapshotter = \"overlayfs\"\n\
+         rootless = false\n\
          gc = false\n\
          [worker.containerd.runtime]\n\
          name = \"exotic\"\n\
@@ -168,7 +168,7 @@ fn a_key_without_a_use_is_one_warning_with_its_line() {
             format!("{file}:1: proxyNetwork is accepted and not used"),
             format!("{file}:3: otel.socketPath is accepted and not used"),
             format!("{file}:5: gc.enabled is not a key that is known, and is not used"),
-            format!("{file}:7: worker.oci.snapshotter is accepted and not used"),
+            format!("{file}:7: worker.oci.rootless is accepted and not used"),
             format!("{file}:10: worker.containerd.runtime.name is accepted and not used"),
             format!("{file}:11: worker.containerd.runtime.options.foo is accepted and not used"),
             format!("{file}:13: frontend.\"gateway.v0\".allowedRepositories is accepted and not used"),

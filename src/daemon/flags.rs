@@ -23,6 +23,7 @@ use super::config::GcLimits;
 use super::config::LogFormat;
 use super::config::LogLevel;
 use super::config::Settings;
+use super::config::SnapshotterKind;
 use super::units::Space;
 use crate::oci::Platform;
 
@@ -86,6 +87,9 @@ pub struct Flags {
     /// Build steps that run at the same time, 0 for no limit
     #[arg(long, value_name = "N")]
     oci_max_parallelism: Option<usize>,
+    /// How directories are made of layers: auto, overlayfs or native
+    #[arg(long, value_name = "NAME")]
+    oci_worker_snapshotter: Option<SnapshotterKind>,
     /// Use containerd's worker: true, false or auto
     #[arg(long, value_name = "BOOL", value_parser = bool_or_auto)]
     containerd_worker: Option<Auto>,
@@ -108,7 +112,7 @@ enum Takes {
     Number,
 }
 
-const UNUSED: [(&str, Takes); 42] = [
+const UNUSED: [(&str, Takes); 41] = [
     ("rootless", Takes::Flag),
     ("proxy-network", Takes::Flag),
     ("otel-socket-path", Takes::Text),
@@ -121,7 +125,6 @@ const UNUSED: [(&str, Takes); 42] = [
     ("profile-block", Takes::Text),
     ("profile-mutex", Takes::Text),
     ("profile-trace", Takes::Text),
-    ("oci-worker-snapshotter", Takes::Text),
     ("oci-worker-proxy-snapshotter-path", Takes::Text),
     ("oci-worker-net", Takes::Text),
     ("oci-cni-config-path", Takes::Text),
@@ -234,6 +237,7 @@ impl Flags {
             gc: self.oci_worker_gc,
             gc_limits: self.oci_worker_gc_keepstorage.unwrap_or_default(),
             max_parallelism: self.oci_max_parallelism,
+            snapshotter: self.oci_worker_snapshotter,
             ..Settings::default()
         })
     }

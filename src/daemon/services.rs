@@ -12,6 +12,7 @@ use super::config::Config;
 use super::debug;
 use super::debug::Counters;
 use super::gc;
+use super::snapshots;
 use super::worker_id;
 use crate::cache::Cache;
 use crate::cache::ImageList;
@@ -38,7 +39,7 @@ use crate::registry::RegistryClient;
 use crate::registry::RegistryConfig;
 use crate::registry::SessionCredentials;
 use crate::session::Sessions;
-use crate::snapshot::AbsentSnapshotter;
+use crate::snapshot::SnapshotError;
 use crate::solver::Frontends;
 use crate::solver::Jobs;
 use crate::solver::KeyIndex;
@@ -53,6 +54,8 @@ pub enum OpenError {
     Db { path: PathBuf, source: DbError },
     #[error("could not open the blobs below {path:?}")]
     Content { path: PathBuf, source: ContentError },
+    #[error("could not open the snapshots below {path:?}")]
+    Snapshots { path: PathBuf, source: SnapshotError },
     #[error("could not read the index of cache keys")]
     Index(#[source] DbError),
     #[error("could not keep the name of the worker in {root:?}")]
@@ -104,7 +107,8 @@ impl Services {
         let path = root.join("content");
         let content = ContentStore::open(&path, db.clone(), Leases::new(), origins, work.clone())
             .map_err(|source| OpenError::Content { path, source })?;
-        let cache = Cache::new(db.clone(), content, Arc::new(AbsentSnapshotter), work.clone(), &root);
+        let snapshotter = snapshots::open(&root, config.worker.snapshotter, &work)?;
+        let cache = Cache::new(db.clone(), content, snapshotter, work.clone(), &root);
 
         let images = ImageList::new(db.clone());
         let worker = Worker::new(cache.clone(), registry.clone(), images.clone(), work.clone());
@@ -206,7 +210,9 @@ fn registry_config(config: &Config) -> RegistryConfig {
 /// The labels that clients know, below those that were configured.
 fn labels(config: &Config) -> BTreeMap<String, String> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let known = [("executor", "none"), ("snapshotter", "none"), ("hostname", &host), ("network", "none")];
+    let snapshotter = config.worker.snapshotter.name();
+    let known =
+        [("executor", "none"), ("snapshotter", snapshotter), ("hostname", &host), ("network", "none")];
     let known =
         known.map(|(key, value)| (format!("org.mobyproject.buildkit.worker.{key}"), value.to_owned()));
     known.into_iter().chain(config.worker.labels.clone()).collect()

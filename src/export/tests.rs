@@ -27,7 +27,7 @@ use crate::oci::DiffId;
 use crate::oci::Digest;
 use crate::oci::Platform;
 use crate::oci::media_type;
-use crate::snapshot::AbsentSnapshotter;
+use crate::snapshot::OverlaySnapshotter;
 
 /// Fails the test when a byte is wanted.
 #[derive(Debug)]
@@ -67,7 +67,8 @@ impl Fixture {
         let connect = Arc::new(Untouched);
         let content =
             ContentStore::open(&root.join("content"), db.clone(), Leases::new(), connect, tasks.clone());
-        let cache = Cache::new(db, content.unwrap(), Arc::new(AbsentSnapshotter), tasks, root);
+        let snapshotter = OverlaySnapshotter::open(&root.join("snapshots"), tasks.clone()).unwrap();
+        let cache = Cache::new(db, content.unwrap(), Arc::new(snapshotter), tasks, root);
         Fixture { _directory: directory, cache }
     }
 

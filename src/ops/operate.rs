@@ -8,6 +8,8 @@ use std::sync::Arc;
 use super::cache_map::CacheMap;
 use super::graph::Vertex;
 use super::lineage::CacheOptGetter;
+use crate::cache::CacheError;
+use crate::content::FetchError;
 use crate::ctx::Cancelled;
 use crate::ctx::Ctx;
 use crate::oci::Digest;
@@ -112,6 +114,21 @@ impl OpError {
     /// Wraps the error of a lower row; callers can downcast it again.
     pub fn failed(source: impl Error + Send + Sync + 'static) -> OpError {
         OpError::Failed { source: Arc::new(source) }
+    }
+
+    /// What failed while the files of input `input` were made or read. Bytes that are nowhere to be had
+    /// are the input's fault, which can be made anew.
+    pub fn of_input(input: usize, error: CacheError) -> OpError {
+        let lost = match &error {
+            CacheError::Cancelled | CacheError::Fetch(FetchError::Cancelled { .. }) => {
+                return OpError::Cancelled;
+            }
+            CacheError::Fetch(fetch) if fetch.cannot_be_had() => vec![fetch.digest()],
+            // Made files that are gone have no digest yet.
+            CacheError::NotFound { .. } => Vec::new(),
+            _ => return OpError::failed(error),
+        };
+        OpError::InputGone { input, digests: lost, source: Arc::new(error) }
     }
 
     pub fn is_cancelled(&self) -> bool {

@@ -1,16 +1,23 @@
 //! A cache in a temporary directory, and repositories in memory.
 
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream;
 use tokio::sync::Barrier;
 
+use crate::archive::Compression;
+use crate::archive::Encoder;
+use crate::archive::Entry;
+use crate::archive::EntryKind;
+use crate::archive::Writer;
 use crate::cache::Cache;
 use crate::cache::Layer;
 use crate::content::Connect;
@@ -28,7 +35,8 @@ use crate::oci::Descriptor;
 use crate::oci::DiffId;
 use crate::oci::Digest;
 use crate::oci::media_type;
-use crate::snapshot::AbsentSnapshotter;
+use crate::snapshot::OverlaySnapshotter;
+use crate::snapshot::Snapshotter;
 use crate::task::Tasks;
 
 /// What all registries have, by digest.
@@ -86,6 +94,7 @@ pub(super) struct Fixture {
     pub(super) db: Db,
     pub(super) content: ContentStore,
     pub(super) cache: Cache,
+    pub(super) snapshotter: Arc<dyn Snapshotter>,
     tasks: Tasks,
 }
 
@@ -102,16 +111,18 @@ impl Fixture {
         let content =
             ContentStore::open(&root.join("content"), db.clone(), Leases::new(), connect, tasks.clone());
         let content = content.unwrap();
-        let cache = Cache::new(db.clone(), content.clone(), Arc::new(AbsentSnapshotter), tasks.clone(), root);
-        Fixture { directory, registries, db, content, cache, tasks }
+        let snapshotter = OverlaySnapshotter::open(&root.join("snapshots"), tasks.clone()).unwrap();
+        let snapshotter: Arc<dyn Snapshotter> = Arc::new(snapshotter);
+        let cache = Cache::new(db.clone(), content.clone(), Arc::clone(&snapshotter), tasks.clone(), root);
+        Fixture { directory, registries, db, content, cache, snapshotter, tasks }
     }
 
     /// Stops as a daemon does, and starts again. Refs must be dropped before.
     pub(super) async fn restart(self) -> Fixture {
-        let Fixture { directory, registries, db, content, cache, tasks } = self;
+        let Fixture { directory, registries, db, content, cache, snapshotter, tasks } = self;
         tasks.shutdown().await;
         db.close();
-        drop((cache, content, db));
+        drop((cache, content, db, snapshotter));
         Fixture::open(directory, registries)
     }
 
@@ -121,6 +132,34 @@ impl Fixture {
         let blob = Descriptor::of(media_type::OCI_LAYER_GZIP, &bytes);
         self.registries.blobs.lock().unwrap().insert(blob.digest, bytes);
         Layer::new(blob, DiffId(Digest::sha256(name)))
+    }
+
+    /// A layer that the registries have, with these files.
+    pub(super) fn tar_layer(&self, files: &[(&str, &str)]) -> Layer {
+        let mut writer = Writer::new(Vec::new());
+        for (name, text) in files {
+            let mut entry = Entry::new(*name, EntryKind::File);
+            entry.size = text.len() as u64;
+            writer.append(&entry, text.as_bytes()).unwrap();
+        }
+        let tar = writer.finish().unwrap();
+        let mut encoder = Encoder::new(Vec::new(), Compression::Gzip, None).unwrap();
+        encoder.write_all(&tar).unwrap();
+        let bytes = Bytes::from(encoder.finish().unwrap());
+        let blob = Descriptor::of(media_type::OCI_LAYER_GZIP, &bytes);
+        self.registries.blobs.lock().unwrap().insert(blob.digest, bytes);
+        Layer::new(blob, DiffId(Digest::sha256(&tar)))
+    }
+
+    /// Waits until the snapshotter has as many snapshots: some go behind.
+    pub(super) async fn snapshots_settle(&self, count: usize) {
+        for _ in 0..600 {
+            if self.snapshotter.walk().await.unwrap().len() == count {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("left: {:?}", self.snapshotter.walk().await.unwrap());
     }
 
     pub(super) fn layers(&self, names: impl IntoIterator<Item = impl ToString>) -> Vec<Layer> {
