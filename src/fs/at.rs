@@ -162,9 +162,12 @@ pub(super) fn set_meta(fd: impl AsFd, change: &MetaChange<'_>) -> Result<()> {
         set_owner(&fd, owner)?;
     }
     if let Some(mode) = change.mode {
-        // The caller may not know that it is a link, and a link's mode can't be set.
-        if stat(&fd)?.kind != Kind::Symlink {
-            rustix::fs::chmod(by_descriptor(fd.as_fd()), Mode::from_raw_mode(mode & 0o7777))?;
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        match rustix::fs::fchmod(&fd, mode) {
+            // It was opened only to name it. A link's mode can't be set, and the caller may not know that it is one.
+            Err(Errno::BADF) if stat(&fd)?.kind == Kind::Symlink => {}
+            Err(Errno::BADF) => rustix::fs::chmod(by_descriptor(fd.as_fd()), mode)?,
+            other => other?,
         }
     }
     for (name, value) in change.xattrs.into_iter().flatten() {

@@ -199,7 +199,7 @@ impl Snapshotter for NativeSnapshotter {
     }
 
     async fn walk(&self) -> Result<Vec<SnapshotInfo>, SnapshotError> {
-        Ok(self.store.walk())
+        self.run("list snapshots", |store| store.walk()).await
     }
 
     async fn sync(&self) -> Result<(), SnapshotError> {

@@ -265,8 +265,8 @@ impl Snapshotter for OverlaySnapshotter {
     }
 
     fn upper(&self, key: &SnapshotKey) -> Option<PathBuf> {
-        let info = self.inner.store.stat(key).ok()?;
-        (info.kind != SnapshotKind::View).then(|| self.inner.store.path(info.kind, key).join(FS))
+        let kind = self.inner.store.kind(key)?;
+        (kind != SnapshotKind::View).then(|| self.inner.store.path(kind, key).join(FS))
     }
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<(), SnapshotError> {
@@ -288,7 +288,8 @@ impl Snapshotter for OverlaySnapshotter {
     }
 
     async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo, SnapshotError> {
-        self.inner.store.stat(key)
+        let key = key.clone();
+        self.run("look at snapshot", move |inner| inner.store.stat(&key)).await
     }
 
     async fn usage(&self, key: &SnapshotKey) -> Result<SnapshotUsage, SnapshotError> {
@@ -297,7 +298,7 @@ impl Snapshotter for OverlaySnapshotter {
     }
 
     async fn walk(&self) -> Result<Vec<SnapshotInfo>, SnapshotError> {
-        Ok(self.inner.store.walk())
+        self.run("list snapshots", |inner| inner.store.walk()).await
     }
 
     async fn sync(&self) -> Result<(), SnapshotError> {

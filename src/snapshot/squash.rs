@@ -77,7 +77,7 @@ impl Squashed {
             let text = fs::read_to_string(entry.path().join(LAYERS)).unwrap_or_default();
             let layers: Result<Vec<_>, _> = text.lines().map(SnapshotKey::new).collect();
             match layers {
-                Ok(layers) if !layers.is_empty() && layers.iter().all(|key| store.stat(key).is_ok()) => {
+                Ok(layers) if !layers.is_empty() && layers.iter().all(|key| store.kind(key).is_some()) => {
                     let state = Arc::new(Mutex::new(State { layers: Some(layers) }));
                     all.insert(entry.file_name().to_string_lossy().into_owned(), state);
                 }

@@ -10,11 +10,13 @@
 //! ```
 //!
 //! The kind of a snapshot is where its directory lies, and its file `meta` says the rest and is never changed. So each
-//! step is one rename.
+//! step is one rename. Committed snapshots that stand alone are looked up when they are asked for, so that opening takes
+//! no longer the more there are.
 //!
 //! # Locking
 //!
-//! One mutex over the table in memory, never held over I/O: who works on a snapshot marks it as busy first. The mounts
+//! One mutex over the table in memory, never held over I/O, but to look whether a directory is there: who works on a
+//! snapshot marks it as busy first. The mounts
 //! of a snapshot have a mutex of their own, held while one is made or undone.
 
 use std::collections::BTreeSet;
@@ -113,35 +115,72 @@ impl Store {
             store.empty(&store.root.join(name))?;
         }
         for kind in KINDS {
-            store.load(kind)?;
+            if store.needs_parents(kind) {
+                store.load(kind)?;
+            }
         }
         Ok(store)
     }
 
+    /// Reads what is there of a kind.
     fn load(&self, kind: SnapshotKind) -> Result<(), SnapshotError> {
-        let path = self.root.join(directory(kind));
-        for entry in fs::read_dir(&path).map_err(SnapshotError::io("list", &path))? {
-            let path = entry.map_err(SnapshotError::io("list", &path))?.path();
+        let directory = self.root.join(directory(kind));
+        for entry in fs::read_dir(&directory).map_err(SnapshotError::io("list", &directory))? {
+            let path = entry.map_err(SnapshotError::io("list", &directory))?.path();
             let damaged = |reason: String| SnapshotError::Damaged { path: path.clone(), reason };
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let key = SnapshotKey::new(&name)?;
-            let meta = path.join(META);
-            let meta = fs::read(&meta).map_err(SnapshotError::io("read", &meta))?;
-            let Meta { parents, created_at } =
-                serde_json::from_slice(&meta).map_err(|e| damaged(e.to_string()))?;
-            let parents = parents.iter().map(|p| SnapshotKey::new(p)).collect::<Result<Vec<_>, _>>()?;
-            let info = SnapshotInfo { key: key.clone(), kind, parents, created_at };
-            let mut table = self.table();
-            if table.entries.contains_key(&key) {
-                drop(table);
-                return Err(damaged("another snapshot has this key".to_owned()));
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let key = SnapshotKey::new(&name).map_err(|error| damaged(error.to_string()))?;
+            if !self.table().entries.contains_key(&key) {
+                self.take(&path, key, kind)?;
             }
-            if self.needs_parents(kind) {
-                table.depend(&info);
-            }
-            table.entries.insert(key, Entry::new(info));
         }
         Ok(())
+    }
+
+    /// Reads a snapshot's directory into the table, if it is there and the table does not have it.
+    fn take(&self, path: &Path, key: SnapshotKey, kind: SnapshotKind) -> Result<(), SnapshotError> {
+        let read = read_info(path, &key, kind);
+        let mut table = self.table();
+        // The table forgets a snapshot after its directory was moved, and knows a new one before it is there.
+        if table.entries.contains_key(&key) || !path.exists() {
+            return Ok(());
+        }
+        match read {
+            Ok(info) => {
+                if self.needs_parents(kind) {
+                    table.depend(&info);
+                }
+                table.entries.insert(key, Entry::new(info));
+                Ok(())
+            }
+            // A power cut may leave what nobody had synced, and so nobody relies on.
+            Err(SnapshotError::Damaged { path, reason }) => {
+                tracing::warn!(path = %path.display(), reason, "a snapshot that is not whole goes");
+                let trash = self.temporary();
+                rename(&path, &trash)?;
+                drop(table);
+                self.discard_all(&[trash]);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has the table know a snapshot, if there is one of this key.
+    fn look_up(&self, key: &SnapshotKey) -> Result<(), SnapshotError> {
+        if self.chained || self.table().entries.contains_key(key) {
+            return Ok(());
+        }
+        self.take(&self.path(SnapshotKind::Committed, key), key.clone(), SnapshotKind::Committed)
+    }
+
+    /// The kind of a snapshot, from a look at where it is.
+    pub(super) fn kind(&self, key: &SnapshotKey) -> Option<SnapshotKind> {
+        if let Some(entry) = self.table().entries.get(key) {
+            return (entry.phase != Phase::Making).then_some(entry.info.kind);
+        }
+        let committed = self.path(SnapshotKind::Committed, key);
+        (!self.chained && committed.exists()).then_some(SnapshotKind::Committed)
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -183,18 +222,20 @@ impl Store {
     }
 
     pub(super) fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo, SnapshotError> {
+        self.look_up(key)?;
         let table = self.table();
         let entry = table.entries.get(key).filter(|entry| entry.phase != Phase::Making);
         entry.map(|entry| entry.info.clone()).ok_or_else(|| SnapshotError::NotFound { key: key.clone() })
     }
 
-    pub(super) fn walk(&self) -> Vec<SnapshotInfo> {
+    pub(super) fn walk(&self) -> Result<Vec<SnapshotInfo>, SnapshotError> {
+        self.load(SnapshotKind::Committed)?;
         let table = self.table();
         let made = table.entries.values().filter(|entry| entry.phase != Phase::Making);
         let mut all: Vec<_> = made.map(|entry| entry.info.clone()).collect();
         drop(table);
         all.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        all
+        Ok(all)
     }
 
     /// Makes an active snapshot or a view. `fill` is called with the directory under its temporary name.
@@ -232,6 +273,9 @@ impl Store {
     }
 
     fn reserve(&self, info: &SnapshotInfo) -> Result<(), SnapshotError> {
+        for key in info.parents.iter().chain([&info.key]) {
+            self.look_up(key)?;
+        }
         let mut table = self.table();
         if table.entries.contains_key(&info.key) {
             return Err(SnapshotError::Exists { key: info.key.clone() });
@@ -276,6 +320,8 @@ impl Store {
         key: &SnapshotKey,
         finish: impl FnOnce(&Path) -> Result<(), SnapshotError>,
     ) -> Result<(), SnapshotError> {
+        self.look_up(name)?;
+        self.look_up(key)?;
         {
             let mut table = self.table();
             if table.entries.contains_key(name) {
@@ -321,6 +367,7 @@ impl Store {
         key: &SnapshotKey,
         before: impl FnOnce() -> Result<Vec<PathBuf>, SnapshotError>,
     ) -> Result<Vec<PathBuf>, SnapshotError> {
+        self.look_up(key)?;
         let kind = {
             let mut table = self.table();
             if let Some(by) = table.dependents.get(key).and_then(|all| all.first()) {
@@ -377,6 +424,7 @@ impl Store {
 
     /// Counts a mount of a snapshot that can be mounted. To be undone by [`Store::release`].
     pub(super) fn hold(&self, key: &SnapshotKey) -> Result<(SnapshotInfo, Arc<Slot>), SnapshotError> {
+        self.look_up(key)?;
         let mut table = self.table();
         let entry = table.get_mut(key)?;
         if entry.info.kind == SnapshotKind::Committed {
@@ -490,6 +538,19 @@ fn directory(kind: SnapshotKind) -> &'static str {
 fn rename(from: &Path, to: &Path) -> Result<(), SnapshotError> {
     rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::NOREPLACE)
         .map_err(SnapshotError::io("make", to))
+}
+
+fn read_info(path: &Path, key: &SnapshotKey, kind: SnapshotKind) -> Result<SnapshotInfo, SnapshotError> {
+    let damaged = |reason: String| SnapshotError::Damaged { path: path.to_path_buf(), reason };
+    let meta = path.join(META);
+    let text = match fs::read(&meta) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(damaged(error.to_string())),
+        other => other.map_err(SnapshotError::io("read", &meta))?,
+    };
+    let meta: Meta = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+    let parents = meta.parents.iter().map(|parent| SnapshotKey::new(parent)).collect::<Result<_, _>>();
+    let parents = parents.map_err(|error| damaged(error.to_string()))?;
+    Ok(SnapshotInfo { key: key.clone(), kind, parents, created_at: meta.created_at })
 }
 
 fn usage(path: &Path) -> Result<SnapshotUsage, FsError> {

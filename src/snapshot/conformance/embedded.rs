@@ -249,14 +249,38 @@ async fn a_full_disk_is_said_to_be_full_and_leaves_nothing() {
     }
 }
 
-#[test]
-fn a_root_that_holds_something_else_is_not_taken_for_ours() {
-    let dir = tempfile::tempdir().expect("a directory");
-    fs::create_dir_all(dir.path().join("committed/a")).expect("made");
-    for kind in [Kind::Overlay, Kind::Native] {
-        assert!(open(kind, dir.path()).is_err());
+/// A power cut keeps the names of files that were written last, and loses their content.
+#[tokio::test]
+async fn what_a_power_cut_left_half_written_goes() {
+    if !rustix::process::geteuid().is_root() {
+        return;
     }
-    fs::write(dir.path().join("committed/a/meta"), "{}").expect("written");
-    let refused = open(Kind::Native, dir.path()).expect_err("damaged");
-    assert!(matches!(refused, SnapshotError::Damaged { .. }), "{refused}");
+    for kind in [Kind::Overlay, Kind::Native] {
+        let dir = tempfile::tempdir().expect("a directory");
+        {
+            let s = &*open(kind, dir.path()).expect("opened");
+            for name in ["whole", "empty", "missing"] {
+                commit(s, name, &[], |root| write(root, "file", name)).await;
+            }
+        }
+        let meta = |name: &str| dir.path().join("committed").join(name).join("meta");
+        fs::write(meta("empty"), "").expect("emptied");
+        fs::remove_file(meta("missing")).expect("removed");
+        let s = &*open(kind, dir.path()).expect("it opens all the same");
+        let all = s.walk().await.expect("walked");
+        assert_eq!(all.iter().map(|info| info.key.as_str()).collect::<Vec<_>>(), ["whole"]);
+        s.remove(&key("whole")).await.expect("removed");
+        assert_eq!(leftovers(dir.path()), [""; 0]);
+    }
+}
+
+#[test]
+fn what_never_was_a_snapshot_is_not_touched() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::create_dir_all(dir.path().join("active/not ours")).expect("made");
+    for kind in [Kind::Overlay, Kind::Native] {
+        let refused = open(kind, dir.path()).expect_err("not ours");
+        assert!(matches!(refused, SnapshotError::Damaged { .. }), "{refused}");
+    }
+    assert!(dir.path().join("active/not ours").exists());
 }
