@@ -21,7 +21,7 @@
 //! |    | `client` | the client's side of the protocol, for the command |
 //! | 9 | `solver` | runs a graph once for many jobs; finds, keeps and falls back from cache hits |
 //! | 8 | `ops` | what each vertex does; LLB in |
-//! |   | `export` | a ref becomes an image, an archive or a push |
+//! |   | `export` | a ref becomes an image, an archive, a directory or a push |
 //! | 7 | `cache` | filesystem states and their lifetime |
 //! |   | `executor` | runs a process in a root file system |
 //! | 6 | `content` | blobs: resident or remote |
@@ -55,21 +55,39 @@
 //!    from its origin, hashed on the way, never on disk. An export that needs the bytes here goes
 //!    through `content/fetch.rs` instead: one task per blob whatever asks, verified before it is seen.
 //!
+//! # Follow one step
+//!
+//! The graph goes on: a command runs on the image, and its result is pushed beside it.
+//!
+//! 1. `ops/exec.rs` asks `cache` for something to write on top of the image: only now anybody needs bytes.
+//!    `cache/materialize.rs` fetches the blobs of all layers at once, each with the rights of whoever asks,
+//!    and `snapshot/apply.rs` unpacks each one while it arrives, into a directory of its own. Their order is
+//!    given when they are mounted. A snapshot is committed only after the digest and the diff ID held.
+//! 2. `executor` runs the command in the mounted tree. What it wrote lies in the snapshot's own directory
+//!    and becomes a record with one commit: its files, no blob yet.
+//! 3. `export` asks the state for its layers. Those of the image are what they were, as lazy as they
+//!    were; for the new one `snapshot/diff.rs` lists what changed, and `cache/layers.rs` writes it as an
+//!    archive, compressed and hashed on the way into the store.
+//! 4. The push mounts the image's layers and uploads one blob.
+//!
+//! Whether a blob is here and whether a layer's files are here are two facts that don't depend on each
+//! other: a step on unpacked files needs no blob, and a push of a blob no files.
+//!
 //! # What lies where
 //!
 //! | below the root | what | written by |
 //! |---|---|---|
 //! | `buildkitd.lock` | held by the running daemon | `daemon/lock.rs` |
 //! | `workerid` | the ID that clients see, kept over restarts | `daemon/worker_id.rs` |
-//! | `thunk.redb` | blobs and their origins, lease rows, cache records, cache keys, names of images, history | `db`, one writer |
+//! | `thunk.redb` | blobs and their origins, lease rows, cache records, cache keys, snapshots, names of images, history | `db`, one writer |
 //! | `content/` | an OCI image layout: `blobs/<algorithm>/<hex>`, files 0444, whole and verified | `content/disk.rs` |
 //! | `content/ingest/` | partial blobs; the length of a file is how far it came | `content/ingest.rs` |
+//! | `snapshots/overlayfs/`, `snapshots/native/` | directories of layers and of steps, by key | `snapshot/store.rs` |
 //!
 //! # What is not here
 //!
-//! There are no snapshots and no executor yet, so nothing is unpacked and no command runs: what would
-//! need that is refused with a typed error. There is no clustering, and none is meant to come: results
-//! travel through registries, and content addresses are the same on every node.
+//! There is no clustering, and none is meant to come: results travel through registries, and content
+//! addresses are the same on every node.
 
 // Row 0.
 pub mod failpoint;
