@@ -5,8 +5,8 @@
 //! pax where not, so that layers made here look like those of other tools. [`Decoder`] and [`Encoder`]
 //! stand below them; [`HashingReader`] and [`HashingWriter`] say what passed.
 //!
-//! Everything here runs on the caller's thread (the encoder's workers apart) and belongs on a blocking
-//! one. Nothing here touches a file system: an [`Entry`]'s path is clean and relative, and where it
+//! Everything here runs on the caller's thread (the encoder's workers and [`read_ahead`] apart) and belongs
+//! on a blocking one. Nothing here touches a file system: an [`Entry`]'s path is clean and relative, and where it
 //! leads is the business of who unpacks it.
 //!
 //! # Invariants
@@ -15,6 +15,7 @@
 //!   that an archive names is checked before it is believed, and fails with a typed error.
 //! - Output is a function of input and options: no time, no host, no number of threads.
 
+mod ahead;
 mod compression;
 mod decoder;
 mod encoder;
@@ -30,6 +31,8 @@ mod sparse;
 mod tests;
 mod writer;
 
+pub use ahead::ReadAhead;
+pub use ahead::read_ahead;
 pub use compression::Compression;
 pub use decoder::Decoder;
 pub use encoder::Encoder;

@@ -20,7 +20,8 @@
 //!
 //! # Cancellation
 //!
-//! The source's error ends it, and leaves a part of the layer for the caller to remove.
+//! The source's error ends it, and leaves a part of the layer for the caller to remove. An error of the
+//! layer is returned once the read that is under way has returned.
 
 mod adopt;
 mod make;
@@ -41,6 +42,7 @@ use crate::archive::Decoder;
 use crate::archive::HashingReader;
 use crate::archive::Limits;
 use crate::archive::Reader;
+use crate::archive::read_ahead;
 use crate::fs::FsError;
 use crate::fs::Root;
 use crate::oci::DiffId;
@@ -138,23 +140,40 @@ impl ApplyError {
 
 /// Unpacks the layer that `compressed` gives into `root`, and reads to its end.
 ///
-/// Blocks. Nothing is synced. After an error, a part of the layer is there.
-pub fn apply(root: &Root, options: &ApplyOptions<'_>, compressed: impl Read) -> Result<Applied, ApplyError> {
+/// Blocks. Decompression and the hash of the stream have a thread of their own, which is gone when this
+/// returns. Nothing is synced. After an error, a part of the layer is there.
+pub fn apply(
+    root: &Root,
+    options: &ApplyOptions<'_>,
+    compressed: impl Read + Send,
+) -> Result<Applied, ApplyError> {
     let mut decoder = Decoder::new(compressed);
     let compression = decoder.compression()?;
-    let mut reader = Reader::with(HashingReader::new(decoder), options.limits, AbsolutePaths::Refuse);
+    let (unpacked, stream) = read_ahead(HashingReader::new(decoder), |stream| unpack(root, options, stream))
+        .map_err(ArchiveError::from)?;
+    let (index, implied) = unpacked?;
+    let (_, hashed) = stream.finish();
+    Ok(Applied {
+        diff_id: DiffId(Digest::from_sha256(hashed.sha256)),
+        size: hashed.size,
+        compression,
+        index,
+        implied,
+    })
+}
+
+/// Makes the tree and the index of a stream, which it reads to its end.
+fn unpack(
+    root: &Root,
+    options: &ApplyOptions<'_>,
+    stream: impl Read,
+) -> Result<(LayerIndex, Vec<PathBuf>), ApplyError> {
+    let mut reader = Reader::with(stream, options.limits, AbsolutePaths::Refuse);
     let mut index = IndexBuilder::default();
     let mut unpacker = Unpacker::new(root, options);
     while let Some(entry) = reader.next_entry()? {
         unpacker.put(entry, &mut reader, &mut index)?;
     }
-    let (_, hashed) = reader.finish()?.finish();
-    let implied = unpacker.finish()?;
-    Ok(Applied {
-        diff_id: DiffId(Digest::from_sha256(hashed.sha256)),
-        size: hashed.size,
-        compression,
-        index: index.finish(),
-        implied,
-    })
+    reader.finish()?;
+    Ok((index.finish(), unpacker.finish()?))
 }

@@ -3,7 +3,7 @@
 //! Two ways lead to the same list: [`diff_upper`] goes through what an overlay's upper directory holds,
 //! [`diff_trees`] through both whole trees. [`write_layer`] makes of a list what containerd and BuildKit
 //! make: parents before what changed in them, a whiteout for each name that is gone (also where the upper
-//! directory has an opaque one), hard links among what is in the layer, no sockets.
+//! directory has an opaque one, if the tree below is at hand), hard links among what is in the layer, no sockets.
 //!
 //! # When a file is the same
 //!
@@ -47,6 +47,8 @@ pub enum ChangeKind {
     Removed,
     /// It is new or another one.
     Written(Meta),
+    /// All that is below in this directory is removed. Only where nobody could look what that is.
+    Opaque,
     /// It did not change: a directory beneath which something did, or a further name of a file that did.
     Unchanged(Meta),
 }
@@ -82,7 +84,11 @@ impl Changes {
     }
 }
 
-/// The changes that the upper directory of an overlay holds over the tree `lower`, or over nothing.
+/// The changes that the upper directory of an overlay holds over the tree `lower`.
+///
+/// Without `lower`, for a layer that is written while what is below is not at hand, the list says what
+/// the directory says: all that is in it is written, each whiteout removes, and what is opaque stays so.
+/// Such a layer does the same to any tree, and may say more than it had to.
 pub fn diff_upper(upper: &Root, lower: Option<&Root>) -> Result<Changes, DiffError> {
     let mut differ = Differ::new(lower, upper);
     differ.upper()?;

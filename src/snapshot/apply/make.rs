@@ -227,13 +227,11 @@ impl<'a> Unpacker<'a> {
         let make = |place: &Place<'_>| rustix::fs::mkdirat(place.dir(), name, mode);
         let open = |place: &Place<'_>| rustix::fs::openat(place.dir(), name, place::DIRECTORY, Mode::empty());
         let mut was = Way::Clear;
-        let mut fresh = true;
         match make(&self.place) {
             Err(Errno::EXIST) => {
                 let stat = rustix::fs::statat(self.place.dir(), name, AtFlags::SYMLINK_NOFOLLOW);
                 let stat = stat.map_err(ApplyError::io("look at", path))?;
                 if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                    fresh = false;
                     Ok(())
                 } else {
                     was = self.clear(entry, name, path)?;
@@ -245,10 +243,9 @@ impl<'a> Unpacker<'a> {
         .map_err(ApplyError::io("make directory", path))?;
         let dir = open(&self.place).map_err(ApplyError::io("open", path))?;
         self.own(&dir, entry, path)?;
-        if !fresh {
-            let mode = Mode::from_raw_mode(entry.mode);
-            rustix::fs::fchmod(&dir, mode).map_err(ApplyError::io("change the mode", path))?;
-        }
+        // One that was there has another mode, and a new one takes set-group-ID from its parent.
+        rustix::fs::fchmod(&dir, Mode::from_raw_mode(entry.mode))
+            .map_err(ApplyError::io("change the mode", path))?;
         let opaque = matches!(was, Way::WasWhiteout);
         if opaque {
             mark_opaque(dir.as_fd()).map_err(ApplyError::io("mark", path))?;

@@ -134,6 +134,30 @@ pub(in crate::snapshot) fn listing(root: &Path, dir_times: bool) -> BTreeMap<Str
     lines
 }
 
+/// A mount that ends with its test.
+pub(in crate::snapshot) struct TestMount(TempDir);
+
+impl TestMount {
+    pub(in crate::snapshot) fn new(kind: &str, options: &str) -> TestMount {
+        let place = tempfile::tempdir().expect("a directory is made");
+        let options = std::ffi::CString::new(options).expect("no NUL");
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount(kind, place.path(), kind, flags, Some(options.as_c_str()))
+            .expect("it is mounted");
+        TestMount(place)
+    }
+
+    pub(in crate::snapshot) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for TestMount {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH).expect("it is unmounted");
+    }
+}
+
 fn exists(root: &Path, path: &str) -> bool {
     fs::symlink_metadata(root.join(path)).is_ok()
 }
@@ -213,6 +237,25 @@ fn a_layer_of_any_compression_has_the_diff_id_of_its_whole_stream() {
         assert_eq!(applied.diff_id, DiffId(Digest::sha256(&bytes)));
         assert_eq!(fs::read(place.path().join("f")).expect("it is there"), b"bytes");
     }
+}
+
+#[test]
+fn a_full_disk_is_said_to_be_full_and_another_attempt_succeeds() {
+    if !is_root() {
+        return;
+    }
+    let disk = TestMount::new("tmpfs", "size=1m");
+    fs::write(disk.path().join("other"), vec![1; 512 << 10]).expect("it is written");
+    fs::create_dir(disk.path().join("layer")).expect("it is made");
+    let root = Root::open(disk.path().join("layer")).expect("it is opened");
+    let members = [file("a", &[1; 300 << 10]), file("b", &[2; 300 << 10]), file("c", b"3")];
+    for style in [WhiteoutStyle::Overlay, WhiteoutStyle::Plain] {
+        let error = unpack(&root, style, None, &layer(&members)).expect_err("there is no space");
+        assert!(matches!(error, ApplyError::NoSpace), "{error}");
+        root.remove_all("").expect("it is emptied");
+    }
+    fs::remove_file(disk.path().join("other")).expect("it is removed");
+    overlay(&root, &members);
 }
 
 #[test]

@@ -65,7 +65,7 @@ impl<'a> Differ<'a> {
             };
             let found = Found { path: entry.path.clone(), meta: entry.meta };
             if found.meta.is_whiteout() {
-                if lower.is_some() {
+                if lower.is_some() || self.lower.is_none() {
                     self.removed(found.path);
                 }
                 continue;
@@ -82,7 +82,11 @@ impl<'a> Differ<'a> {
                     continue;
                 }
             }
+            let opaque = found.meta.is_dir() && self.lower.is_none() && is_opaque(&xattrs);
             self.compared(found, lower)?;
+            if opaque {
+                self.changes.push(Change { path: entry.path.clone(), kind: ChangeKind::Opaque });
+            }
         }
         Ok(())
     }
@@ -245,6 +249,7 @@ impl<'a> Differ<'a> {
                 self.changes.push(Change { path, kind: ChangeKind::Unchanged(meta) });
             }
         }
+        // Stable: that a directory is opaque comes after the directory.
         self.changes.sort_by(|one, other| sorted(&one.path, &other.path));
         Ok(Changes { upper: self.upper.clone(), changes: self.changes })
     }

@@ -29,6 +29,7 @@ use crate::fs::MetaChange;
 use crate::fs::Root;
 use crate::fs::copy_tree;
 use crate::snapshot::WhiteoutStyle;
+use crate::snapshot::apply::tests::TestMount;
 use crate::snapshot::apply::tests::dir;
 use crate::snapshot::apply::tests::is_root;
 use crate::snapshot::apply::tests::listing;
@@ -223,6 +224,39 @@ fn whiteouts_of_what_is_not_below_are_left_out() {
     assert_eq!(names(&layer), ["link"]);
 }
 
+#[test]
+fn without_the_tree_below_a_layer_removes_all_that_its_directory_says() {
+    if !is_root() {
+        return;
+    }
+    let (place, upper) = dir();
+    for path in ["dir/new", "opaque/new"] {
+        write(place.path(), path, b"1");
+    }
+    for path in ["dir/gone", "gone"] {
+        upper.mknod(path, crate::fs::Kind::WHITEOUT, 0).expect("made");
+    }
+    upper.set_xattr("opaque", "trusted.overlay.opaque", b"y", Last::Keep).expect("set");
+    let layer = written(&diff_upper(&upper, None).expect("compared"));
+    let expected =
+        ["dir", "dir/.wh.gone", "dir/new", ".wh.gone", "opaque", "opaque/.wh..wh..opq", "opaque/new"];
+    assert_eq!(names(&layer), expected);
+    // The layer makes the same directory again, and of a tree below what the directory would.
+    let (again_place, again) = dir();
+    unpack(&again, WhiteoutStyle::Overlay, None, &layer).expect("unpacked");
+    assert_eq!(
+        listing(again_place.path(), false).into_keys().collect::<Vec<_>>(),
+        listing(place.path(), false).into_keys().collect::<Vec<_>>()
+    );
+    let (tree_place, tree) = dir();
+    for path in ["dir/gone/f", "dir/kept", "gone", "opaque/old", "opaque/new"] {
+        write(tree_place.path(), path, b"0");
+    }
+    unpack(&tree, WhiteoutStyle::Plain, None, &layer).expect("unpacked");
+    let left: Vec<_> = listing(tree_place.path(), false).into_keys().collect();
+    assert_eq!(left, ["dir", "dir/kept", "dir/new", "opaque", "opaque/new"]);
+}
+
 /// A change of a tree. Names are few, so that they meet.
 #[derive(Clone, Debug)]
 enum Step {
@@ -355,12 +389,17 @@ proptest! {
         unpack(&again, WhiteoutStyle::Plain, None, &layer).expect("it is unpacked");
         prop_assert_eq!(listing(again_place.path(), false), listing(place.path(), false));
 
-        let (_own_place, own) = dir();
+        let (own_place, own) = dir();
         let applied = unpack(&own, WhiteoutStyle::Overlay, None, &layer).expect("it is unpacked");
         prop_assert!(applied.implied.is_empty());
         let found = diff_upper(&own, Some(&lower)).expect("compared");
         prop_assert_eq!(names(&written(&found)), names(&layer));
         prop_assert!(written(&found) == layer);
+
+        // The kernel sees in both directories the tree that was meant.
+        let both = format!("lowerdir={}:{}", own_place.path().display(), lower_place.path().display());
+        let mounted = TestMount::new("overlay", &both);
+        prop_assert_eq!(listing(mounted.path(), false), listing(place.path(), false));
 
         // The index says of every path what the list of changes says.
         for change in changes.changes() {

@@ -41,6 +41,7 @@ pub fn write_layer(changes: &Changes, options: &WriteLayer, out: impl Write) -> 
     for change in &changes.changes {
         match &change.kind {
             ChangeKind::Removed => layer.whiteout(&change.path)?,
+            ChangeKind::Opaque => layer.opaque(&change.path)?,
             ChangeKind::Written(meta) => layer.written(&change.path, meta)?,
             ChangeKind::Unchanged(meta) if meta.is_dir() => layer.entry(&change.path, meta)?,
             ChangeKind::Unchanged(meta) => match layer.first.get(&inode(meta)) {
@@ -71,6 +72,11 @@ impl<W: Write> Layer<'_, W> {
         let path = path.as_os_str().as_bytes();
         let at = path.iter().rposition(|&b| b == b'/').map_or(0, |at| at + 1);
         let path = [&path[..at], b".wh.", &path[at..]].concat();
+        Ok(self.writer.append(&Entry::new(path, EntryKind::File), io::empty())?)
+    }
+
+    fn opaque(&mut self, path: &Path) -> Result<(), DiffError> {
+        let path = [path.as_os_str().as_bytes(), b"/.wh..wh..opq"].concat();
         Ok(self.writer.append(&Entry::new(path, EntryKind::File), io::empty())?)
     }
 
