@@ -27,7 +27,8 @@ const BUFFER: usize = 256 << 10;
 /// Bytes of records that count for all entries. Each entry costs the work of going through them.
 const GLOBAL_BYTES: u64 = 64 << 10;
 
-/// What becomes of a path that begins with a slash.
+/// What becomes of an entry's path that begins with a slash. One that is nothing but a slash is the root,
+/// and the target of a hard link is always meant from there: kaniko writes both.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum AbsolutePaths {
     /// It is an error: layers don't have them.
@@ -234,7 +235,7 @@ impl<R: Read> Reader<R> {
                 // V7 had no other way to say that it is a directory.
                 if name.ends_with(b"/") { EntryKind::Dir } else { EntryKind::File }
             }
-            b'1' => EntryKind::Hardlink { target: self.clean(&link)? },
+            b'1' => EntryKind::Hardlink { target: self.clean(&link, AbsolutePaths::MakeRelative)? },
             b'2' => EntryKind::Symlink { target: self.symlink_target(raw, link)? },
             b'3' => raw.device().map(|(major, minor)| EntryKind::CharDevice { major, minor })?,
             b'4' => raw.device().map(|(major, minor)| EntryKind::BlockDevice { major, minor })?,
@@ -249,7 +250,7 @@ impl<R: Read> Reader<R> {
                 return Err(ArchiveError::UnsupportedKind { path: name, flag, offset: self.header_offset });
             }
         };
-        let path = self.clean(&name)?;
+        let path = self.clean(&name, self.absolute)?;
         if path.is_empty() && kind != EntryKind::Dir
             || matches!(&kind, EntryKind::Hardlink { target } if target.is_empty())
         {
@@ -363,12 +364,13 @@ impl<R: Read> Reader<R> {
     }
 
     /// A path without what is superfluous; an error if it could lead out.
-    fn clean(&self, path: &[u8]) -> Result<Vec<u8>, ArchiveError> {
+    fn clean(&self, path: &[u8], absolute: AbsolutePaths) -> Result<Vec<u8>, ArchiveError> {
         let refuse = |reason| Err(ArchiveError::UnsafePath { path: path.to_vec(), reason });
         if path.contains(&0) {
             return refuse(Unsafe::Nul);
         }
-        if path.starts_with(b"/") && self.absolute == AbsolutePaths::Refuse {
+        let is_root = path.iter().all(|&b| b == b'/');
+        if path.starts_with(b"/") && !is_root && absolute == AbsolutePaths::Refuse {
             return refuse(Unsafe::Absolute);
         }
         let mut clean = Vec::with_capacity(path.len());

@@ -11,6 +11,7 @@ use super::super::ArchiveError;
 use super::super::Compression;
 use super::super::Decoder;
 use super::super::Encoder;
+use super::super::EntryKind;
 use super::super::Limit;
 use super::super::Limits;
 use super::super::Reader;
@@ -60,13 +61,22 @@ fn paths_that_could_lead_out_are_refused() {
     assert_eq!(unsafe_path(&raw(b'0', b"/etc/passwd", 0, &[])), Unsafe::Absolute);
     assert_eq!(unsafe_path(&raw(b'0', b"../x", 0, &[])), Unsafe::ParentComponent);
     assert_eq!(unsafe_path(&raw(b'5', b"a/../../b/", 0, &[])), Unsafe::ParentComponent);
-    assert_eq!(unsafe_path(&raw_link(b'1', b"a", b"/etc/passwd")), Unsafe::Absolute);
+    assert_eq!(unsafe_path(&raw_link(b'1', b"a", b"/../etc/passwd")), Unsafe::ParentComponent);
+    assert_eq!(unsafe_path(&raw_link(b'1', b"a", b"/")), Unsafe::Root);
     assert_eq!(unsafe_path(&raw_link(b'1', b"a", b"../../etc/passwd")), Unsafe::ParentComponent);
     assert_eq!(unsafe_path(&raw_link(b'1', b"a", b"./")), Unsafe::Root);
     assert_eq!(unsafe_path(&raw(b'0', b"./.", 0, &[])), Unsafe::Root);
     assert_eq!(unsafe_path(&raw_link(b'2', b".", b"/etc")), Unsafe::Root);
     let long = raw(b'x', b"x", 13, b"13 path=a\0bc\n");
     assert!(matches!(read_all(&long), Err(ArchiveError::Header { .. })));
+}
+
+#[test]
+fn what_kaniko_writes_with_a_slash_is_beneath_the_root() {
+    let read = read_all(&raw(b'5', b"/", 0, &[])).expect("it is the root");
+    assert_eq!((read[0].0.path.as_slice(), &read[0].0.kind), (&b""[..], &EntryKind::Dir));
+    let read = read_all(&raw_link(b'1', b"usr/bin/perl5", b"/usr/bin/perl")).expect("it is read");
+    assert_eq!(read[0].0.kind, EntryKind::Hardlink { target: b"usr/bin/perl".to_vec() });
 }
 
 #[test]

@@ -90,7 +90,6 @@ fn absolute_paths_and_parents_are_refused() {
         (symlink("../victim/link", "x"), Unsafe::ParentComponent),
         (file("../.wh.victim", b""), Unsafe::ParentComponent),
         (hardlink("a", "../victim/file"), Unsafe::ParentComponent),
-        (hardlink("a", "/victim/file"), Unsafe::Absolute),
     ];
     for (member, expected) in cases {
         for error in refused(&[member]) {
@@ -99,6 +98,19 @@ fn absolute_paths_and_parents_are_refused() {
                 error => panic!("{error}"),
             }
         }
+    }
+}
+
+#[test]
+fn hard_links_to_the_outside_find_nothing() {
+    if !is_root() {
+        return;
+    }
+    let host = std::env::current_exe().expect("there is one");
+    for target in ["/victim/file", "victim/file", "/etc/passwd", host.to_str().expect("it is text")] {
+        let [overlay, plain] = refused(&[hardlink("a", target)]);
+        assert!(matches!(overlay, ApplyError::NeedsLower { .. }), "{target}: {overlay}");
+        assert!(matches!(plain, ApplyError::MissingTarget { .. }), "{target}: {plain}");
     }
 }
 
