@@ -108,7 +108,7 @@ async fn a_command_on_a_cold_base_fetches_each_layer_once_and_pushes_only_its_ow
         client.build(&run.marshal(), &[&push(to)]).await.success();
         assert_eq!(layer_gets(&registry, &image), 0, "{}", registry.story());
         assert_eq!(registry.mounts_ok(), LAYERS + 1, "{}", registry.story());
-        assert_eq!(registry.count(Op::UPLOADS), 1, "the config\n{}", registry.story());
+        assert_eq!(registry.count(Op::UploadPut), 1, "the config\n{}", registry.story());
         assert_eq!(
             registry.manifest(to, "v1").unwrap().bytes,
             registry.manifest("other", "v1").unwrap().bytes

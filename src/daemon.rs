@@ -36,6 +36,7 @@ use crate::task::Tasks;
 
 pub mod config;
 mod debug;
+mod execution;
 pub mod file;
 pub mod flags;
 mod gate;

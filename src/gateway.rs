@@ -9,6 +9,7 @@
 //! A call ends when its client drops it, and when its build ends.
 
 mod convert;
+mod files;
 mod service;
 
 pub use service::GatewayService;
@@ -19,6 +20,9 @@ pub const CAPS: &[&str] = &[
     "solve.base",
     "resolveimage",
     "resolveimage.resolvemode",
+    "readfile",
+    "readdir",
+    "statfile",
     "return",
     "returnmap",
     "proto.refarray",

@@ -72,7 +72,7 @@ pub(super) type InUse = Arc<Mutex<HashSet<RecordId>>>;
 /// A file system that is written to. One owner; see the module for what dropping it does.
 pub struct MutableRef {
     /// `None` once committed.
-    inner: Option<Inner>,
+    inner: Option<Box<Inner>>,
 }
 
 struct Inner {
@@ -166,7 +166,7 @@ impl Cache {
         if let Some(hold) = &mut inner.hold {
             hold.count_use(None);
         }
-        Ok(MutableRef { inner: Some(inner) })
+        Ok(MutableRef { inner: Some(Box::new(inner)) })
     }
 
     /// The kept file system of this ID; [`CacheError::Locked`] while somebody else has it.
@@ -196,7 +196,7 @@ impl Cache {
             detached: false,
         };
         Ok(MutableRef {
-            inner: Some(Inner {
+            inner: Some(Box::new(Inner {
                 cache: self.clone(),
                 id: *id,
                 snapshot,
@@ -207,7 +207,7 @@ impl Cache {
                 holds,
                 hold: Some(hold),
                 _in_use: Some(in_use),
-            }),
+            })),
         })
     }
 

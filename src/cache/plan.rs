@@ -82,9 +82,7 @@ impl Plan {
     /// The change sets that the planned records add.
     pub(super) fn parts(&self) -> impl Iterator<Item = Part> {
         self.steps.iter().filter_map(|step| match &step.kind {
-            Kind::Layer { layer, .. } => {
-                Some(Part { record: step.id, set: ChangeSet::Blob(Layer::clone(layer)) })
-            }
+            Kind::Layer { layer, .. } => Some(Part { record: step.id, set: ChangeSet::Blob(layer.clone()) }),
             _ => None,
         })
     }

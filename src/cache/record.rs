@@ -250,7 +250,7 @@ pub struct Part {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[expect(clippy::large_enum_variant, reason = "a chain has few of them, and almost all are the large one")]
 pub(super) enum ChangeSet {
-    Blob(Layer),
+    Blob(Box<Layer>),
     Made(Made),
 }
 
@@ -315,7 +315,7 @@ impl Row {
     /// The record's own change set, if it has one.
     pub(super) fn part(&self, id: &RecordId) -> Option<Part> {
         let set = match &self.kind {
-            Kind::Layer { layer, .. } => ChangeSet::Blob(Layer::clone(layer)),
+            Kind::Layer { layer, .. } => ChangeSet::Blob(layer.clone()),
             Kind::Made { snapshot, .. } | Kind::Mutable { snapshot, .. } => ChangeSet::Made(Made {
                 snapshot: snapshot.clone(),
                 created_at: self.created_at,

@@ -197,6 +197,8 @@ impl Builds {
             id: JobId(request.build.clone()),
             sessions: SessionGroup::new(&self.0.sessions, request.session.clone()),
             inputs: request.inputs.clone(),
+            // Those that are not known are refused before anything is solved.
+            entitlements: request.entitlements.iter().filter_map(|name| name.parse().ok()).collect(),
         })?;
         let given_up = self.0.tasks.token().child_token();
         let guard = given_up.clone().drop_guard();

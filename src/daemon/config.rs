@@ -117,6 +117,7 @@ pub struct WorkerConfig {
     /// Build steps that run at the same time. None: no limit.
     pub max_parallelism: Option<NonZeroUsize>,
     pub snapshotter: SnapshotterKind,
+    pub exec: ExecConfig,
 }
 
 /// How directories are made of layers.
@@ -149,6 +150,55 @@ impl FromStr for SnapshotterKind {
             "overlayfs" | "overlay" => Ok(SnapshotterKind::Overlay),
             "native" => Ok(SnapshotterKind::Native),
             _ => Err("it is not a snapshotter that is here: use auto, overlayfs or native".to_owned()),
+        }
+    }
+}
+
+/// How processes of build steps are run. None: the usual.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ExecConfig {
+    /// Program of the OCI runtime.
+    pub binary: Option<String>,
+    pub network: Option<WorkerNetwork>,
+    pub cni_config: Option<PathBuf>,
+    pub cni_plugins: Option<PathBuf>,
+    pub cgroup_parent: Option<String>,
+    pub apparmor_profile: Option<String>,
+}
+
+impl ExecConfig {
+    /// What `above` says, and this where it says nothing.
+    fn under(self, above: ExecConfig) -> ExecConfig {
+        ExecConfig {
+            binary: above.binary.or(self.binary),
+            network: above.network.or(self.network),
+            cni_config: above.cni_config.or(self.cni_config),
+            cni_plugins: above.cni_plugins.or(self.cni_plugins),
+            cgroup_parent: above.cgroup_parent.or(self.cgroup_parent),
+            apparmor_profile: above.apparmor_profile.or(self.apparmor_profile),
+        }
+    }
+}
+
+/// The network of steps that ask for none in particular.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum WorkerNetwork {
+    /// That of plugins if they are configured, or else the host's.
+    #[default]
+    Auto,
+    Cni,
+    Host,
+}
+
+impl FromStr for WorkerNetwork {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<WorkerNetwork, String> {
+        match text {
+            "" | "auto" => Ok(WorkerNetwork::Auto),
+            "cni" => Ok(WorkerNetwork::Cni),
+            "host" => Ok(WorkerNetwork::Host),
+            _ => Err(format!("expected a network mode (auto, cni or host), found {text:?}")),
         }
     }
 }
@@ -226,6 +276,7 @@ pub struct Settings {
     /// 0 is no limit.
     pub max_parallelism: Option<usize>,
     pub snapshotter: Option<SnapshotterKind>,
+    pub exec: ExecConfig,
     pub dns: Option<DnsConfig>,
     pub history_max_age: Option<Duration>,
     pub history_max_entries: Option<usize>,
@@ -305,6 +356,7 @@ impl Settings {
             gc_rules: above.gc_rules.or(self.gc_rules),
             max_parallelism: above.max_parallelism.or(self.max_parallelism),
             snapshotter: above.snapshotter.or(self.snapshotter),
+            exec: self.exec.under(above.exec),
             dns: above.dns.or(self.dns),
             history_max_age: above.history_max_age.or(self.history_max_age),
             history_max_entries: above.history_max_entries.or(self.history_max_entries),
@@ -412,6 +464,7 @@ impl Config {
                 gc,
                 max_parallelism: settings.max_parallelism.and_then(NonZeroUsize::new),
                 snapshotter: settings.snapshotter.unwrap_or_default(),
+                exec: settings.exec,
             },
             dns: settings.dns.unwrap_or_default(),
             history: HistoryConfig {

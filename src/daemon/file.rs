@@ -15,11 +15,13 @@ use super::config::ConfigError;
 use super::config::DebugAddress;
 use super::config::DnsConfig;
 use super::config::Entitlement;
+use super::config::ExecConfig;
 use super::config::GcLimits;
 use super::config::GcRule;
 use super::config::LogLevel;
 use super::config::RegistryWaits;
 use super::config::Settings;
+use super::config::WorkerNetwork;
 use super::toml::Document;
 use super::toml::Finding;
 use super::toml::Kind;
@@ -32,7 +34,7 @@ use crate::registry::HostConfig;
 use crate::registry::KeyPair;
 
 /// Keys that `buildkitd` has a use for and this daemon does not, with the type that they must have.
-const KNOWN: [(&str, Kind); 47] = [
+const KNOWN: [(&str, Kind); 41] = [
     ("proxyNetwork", Kind::Flag),
     ("provenanceEnvDir", Kind::Text),
     ("otel.socketPath", Kind::Text),
@@ -46,18 +48,12 @@ const KNOWN: [(&str, Kind); 47] = [
     ("system.platformsCacheMaxAge", Kind::Scalar),
     ("worker.oci.rootless", Kind::Flag),
     ("worker.oci.noProcessSandbox", Kind::Flag),
-    ("worker.oci.networkMode", Kind::Text),
-    ("worker.oci.cniConfigPath", Kind::Text),
-    ("worker.oci.cniBinaryPath", Kind::Text),
     ("worker.oci.cniPoolSize", Kind::Number),
     ("worker.oci.bridgeName", Kind::Text),
     ("worker.oci.bridgeSubnet", Kind::Text),
     ("worker.oci.userRemapUnsupported", Kind::Text),
-    ("worker.oci.binary", Kind::Text),
     ("worker.oci.proxySnapshotterPath", Kind::Text),
-    ("worker.oci.defaultCgroupParent", Kind::Text),
     ("worker.oci.stargzSnapshotter", Kind::Table),
-    ("worker.oci.apparmor-profile", Kind::Text),
     ("worker.oci.selinux", Kind::Flag),
     ("worker.containerd.address", Kind::Text),
     ("worker.containerd.labels", Kind::Table),
@@ -212,6 +208,7 @@ fn settings(root: &Section<'_>) -> Settings {
         gc_rules: oci.sections("gcpolicy").map(|rules| rules.iter().map(rule).collect()),
         max_parallelism: count(&oci, "max-parallelism", 0),
         snapshotter: oci.parsed("snapshotter", str::parse),
+        exec: exec(&oci),
         dns: dns(&root.section("dns")),
         history_max_age: history.scalar("maxAge", units::DURATION, units::parse_duration),
         history_max_entries: count(&history, "maxEntries", 0),
@@ -248,6 +245,19 @@ fn rule(section: &Section<'_>) -> GcRule {
 
 fn filter(text: &str) -> Result<String, String> {
     Filter::parse(&[text]).map(|_| text.to_owned()).map_err(|e| e.to_string())
+}
+
+/// How steps are run. The empty string says nothing.
+fn exec(section: &Section<'_>) -> ExecConfig {
+    let text = |key| section.text(key).filter(|text| !text.is_empty());
+    ExecConfig {
+        binary: text("binary"),
+        network: section.parsed("networkMode", str::parse::<WorkerNetwork>),
+        cni_config: text_path(section, "cniConfigPath"),
+        cni_plugins: text_path(section, "cniBinaryPath"),
+        cgroup_parent: text("defaultCgroupParent"),
+        apparmor_profile: text("apparmor-profile"),
+    }
 }
 
 fn dns(section: &Section<'_>) -> Option<DnsConfig> {

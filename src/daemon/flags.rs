@@ -19,11 +19,13 @@ use super::config::Address;
 use super::config::ConfigError;
 use super::config::DebugAddress;
 use super::config::Entitlement;
+use super::config::ExecConfig;
 use super::config::GcLimits;
 use super::config::LogFormat;
 use super::config::LogLevel;
 use super::config::Settings;
 use super::config::SnapshotterKind;
+use super::config::WorkerNetwork;
 use super::units::Space;
 use crate::oci::Platform;
 
@@ -90,6 +92,21 @@ pub struct Flags {
     /// How directories are made of layers: auto, overlayfs or native
     #[arg(long, value_name = "NAME")]
     oci_worker_snapshotter: Option<SnapshotterKind>,
+    /// Network of build steps: auto, cni or host
+    #[arg(long, value_name = "MODE", value_parser = str::parse::<WorkerNetwork>)]
+    oci_worker_net: Option<WorkerNetwork>,
+    /// Configuration of the network's plugins [default: /etc/buildkit/cni.json]
+    #[arg(long, value_name = "FILE")]
+    oci_cni_config_path: Option<PathBuf>,
+    /// Where those plugins lie [default: /opt/cni/bin]
+    #[arg(long, value_name = "DIR")]
+    oci_cni_binary_dir: Option<PathBuf>,
+    /// OCI runtime that runs build steps [default: runc or crun]
+    #[arg(long, value_name = "PROGRAM")]
+    oci_worker_binary: Option<String>,
+    /// AppArmor profile of build steps
+    #[arg(long, value_name = "NAME")]
+    oci_worker_apparmor_profile: Option<String>,
     /// Use containerd's worker: true, false or auto
     #[arg(long, value_name = "BOOL", value_parser = bool_or_auto)]
     containerd_worker: Option<Auto>,
@@ -112,7 +129,7 @@ enum Takes {
     Number,
 }
 
-const UNUSED: [(&str, Takes); 41] = [
+const UNUSED: [(&str, Takes); 36] = [
     ("rootless", Takes::Flag),
     ("proxy-network", Takes::Flag),
     ("otel-socket-path", Takes::Text),
@@ -126,13 +143,8 @@ const UNUSED: [(&str, Takes); 41] = [
     ("profile-mutex", Takes::Text),
     ("profile-trace", Takes::Text),
     ("oci-worker-proxy-snapshotter-path", Takes::Text),
-    ("oci-worker-net", Takes::Text),
-    ("oci-cni-config-path", Takes::Text),
     ("oci-cni-worker-path", Takes::Text),
-    ("oci-cni-binary-dir", Takes::Text),
     ("oci-cni-pool-size", Takes::Number),
-    ("oci-worker-binary", Takes::Text),
-    ("oci-worker-apparmor-profile", Takes::Text),
     ("oci-worker-selinux", Takes::Flag),
     ("oci-worker-rootless", Takes::Flag),
     ("oci-worker-no-process-sandbox", Takes::Flag),
@@ -238,6 +250,14 @@ impl Flags {
             gc_limits: self.oci_worker_gc_keepstorage.unwrap_or_default(),
             max_parallelism: self.oci_max_parallelism,
             snapshotter: self.oci_worker_snapshotter,
+            exec: ExecConfig {
+                binary: some_text(self.oci_worker_binary),
+                network: self.oci_worker_net,
+                cni_config: some_path(self.oci_cni_config_path),
+                cni_plugins: some_path(self.oci_cni_binary_dir),
+                cgroup_parent: None,
+                apparmor_profile: some_text(self.oci_worker_apparmor_profile),
+            },
             ..Settings::default()
         })
     }
@@ -254,6 +274,10 @@ impl Auto {
 
 fn some_path(path: Option<PathBuf>) -> Option<PathBuf> {
     path.filter(|path| !path.as_os_str().is_empty())
+}
+
+fn some_text(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.is_empty())
 }
 
 fn go_bool(text: &str) -> Result<bool, String> {

@@ -11,6 +11,7 @@ use tonic::service::Routes;
 use super::config::Config;
 use super::debug;
 use super::debug::Counters;
+use super::execution;
 use super::gc;
 use super::snapshots;
 use super::worker_id;
@@ -26,11 +27,16 @@ use crate::control::history::History;
 use crate::control::history::HistoryLimits;
 use crate::db::Db;
 use crate::db::DbError;
+use crate::executor::ExecError;
+use crate::executor::Executor;
+use crate::executor::LogLimits;
+use crate::executor::NetworkMode;
 use crate::export::Exporters;
 use crate::gateway::GatewayService;
 use crate::identity::Identity;
 use crate::identity::Version;
 use crate::lease::Leases;
+use crate::ops::Execs;
 use crate::ops::Origins;
 use crate::ops::Worker;
 use crate::ops::llb::Limits;
@@ -60,6 +66,8 @@ pub enum OpenError {
     Index(#[source] DbError),
     #[error("could not keep the name of the worker in {root:?}")]
     WorkerId { root: PathBuf, source: io::Error },
+    #[error("could not clear up after processes of an earlier daemon")]
+    Executor(#[source] ExecError),
     #[error("a filter of a garbage collection rule is not valid")]
     Filter(#[from] InvalidFilter),
     #[error(transparent)]
@@ -112,6 +120,10 @@ impl Services {
 
         let images = ImageList::new(db.clone());
         let worker = Worker::new(cache.clone(), registry.clone(), images.clone(), work.clone());
+        let executor =
+            Executor::open(execution::options(config), work.clone()).map_err(OpenError::Executor)?;
+        let logs = LogLimits::from_environment(|name| std::env::var(name).ok());
+        let worker = worker.executing(Execs::new(cache.clone(), executor, logs, work.clone()));
         let worker = match config.worker.max_parallelism {
             Some(limit) => worker.limited(limit),
             None => worker,
@@ -211,8 +223,17 @@ fn registry_config(config: &Config) -> RegistryConfig {
 fn labels(config: &Config) -> BTreeMap<String, String> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let snapshotter = config.worker.snapshotter.name();
-    let known =
-        [("executor", "none"), ("snapshotter", snapshotter), ("hostname", &host), ("network", "none")];
+    let network_name = match execution::network(&config.worker.exec) {
+        NetworkMode::Host => "host",
+        NetworkMode::Cni { .. } => "cni",
+    };
+    let known = [
+        ("executor", "oci"),
+        ("oci.process-mode", "sandbox"),
+        ("snapshotter", snapshotter),
+        ("hostname", &host),
+        ("network", network_name),
+    ];
     let known =
         known.map(|(key, value)| (format!("org.mobyproject.buildkit.worker.{key}"), value.to_owned()));
     known.into_iter().chain(config.worker.labels.clone()).collect()

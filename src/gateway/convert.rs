@@ -6,6 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tonic::Status;
 
+use super::files::FilesError;
+use crate::fs::FsError;
 use crate::oci::Digest;
 use crate::oci::Platform;
 use crate::ops::HttpFile;
@@ -239,6 +241,18 @@ pub(super) fn http_meta(file: &HttpFile) -> gateway::ResolveSourceHttpResponse {
         filename: file.filename.clone(),
         last_modified: file.modified.map(Into::into),
         checksum_response: None,
+    }
+}
+
+pub(super) fn files_status(error: FilesError) -> Status {
+    let text = error.to_string();
+    match error {
+        FilesError::NotFound { .. } => Status::not_found(text),
+        FilesError::TooLarge { .. } => Status::resource_exhausted(text),
+        FilesError::Range { .. } | FilesError::Pattern(_) => Status::invalid_argument(text),
+        FilesError::NotRegular { .. } | FilesError::NotDirectory { .. } => Status::unknown(text),
+        FilesError::Fs(FsError::NotFound { .. }) => Status::not_found(text),
+        FilesError::Fs(_) | FilesError::Read { .. } => Status::unknown(text),
     }
 }
 

@@ -11,6 +11,10 @@ use super::CAPS;
 use super::convert;
 use super::convert::MetaRequest;
 use super::convert::Understands;
+use super::files;
+use super::files::FilesError;
+use super::files::ReadRange;
+use crate::fs::Root;
 use crate::identity::Identity;
 use crate::identity::convert::worker_record;
 use crate::ops::HttpFile;
@@ -24,6 +28,7 @@ use crate::progress::VertexProgress;
 use crate::proto::gateway as wire;
 use crate::proto::gateway::llb_bridge_server::LlbBridge;
 use crate::proto::gateway::llb_bridge_server::LlbBridgeServer;
+use crate::session::fsutil::FileStat;
 use crate::solver::Job;
 use crate::solver::JobId;
 use crate::solver::Jobs;
@@ -114,6 +119,41 @@ impl GatewayService {
     }
 }
 
+impl GatewayService {
+    /// Makes the files of a ref, and looks into them.
+    async fn with_files<T: Send + 'static>(
+        &self,
+        job: &Job<Worker>,
+        reference: &str,
+        look: impl FnOnce(&Root) -> Result<T, FilesError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let found = match job.bridge().reference(reference)? {
+            Some(found) => within(job, Box::pin(found.result.evaluate())).await?,
+            None => None,
+        };
+        let Some(found) = found else {
+            return Err(Status::not_found("the result is empty: no such file or directory"));
+        };
+        let ctx = job.ctx();
+        let looked = async {
+            let tree = Box::pin(found.mount(&ctx)).await;
+            let tree = tree.map_err(|error| Status::new(code_of(&error), error.to_string()))?;
+            let looked = self.worker.tasks().spawn_blocking("read files", move || {
+                let root = Root::open(tree.path())?;
+                look(&root)
+            });
+            match looked.await {
+                Ok(looked) => looked.map_err(convert::files_status),
+                Err(error) => Err(Status::new(code_of(&error), error.to_string())),
+            }
+        };
+        match ctx.run(looked).await {
+            Ok(looked) => looked,
+            Err(_) => Err(SolveError::Cancelled.into()),
+        }
+    }
+}
+
 /// Runs a call until its job ends.
 async fn within<T>(
     job: &Job<Worker>,
@@ -123,10 +163,6 @@ async fn within<T>(
         Some(answer) => Ok(answer?),
         None => Err(SolveError::Cancelled.into()),
     }
-}
-
-fn no_files<T>(cap: &str) -> Result<Response<T>, Status> {
-    Err(unsupported_cap(cap, "reading files of a result is not supported"))
 }
 
 fn no_containers<T>() -> Result<Response<T>, Status> {
@@ -273,23 +309,36 @@ impl LlbBridge for GatewayService {
 
     async fn read_file(
         &self,
-        _: Request<wire::ReadFileRequest>,
+        request: Request<wire::ReadFileRequest>,
     ) -> Result<Response<wire::ReadFileResponse>, Status> {
-        no_files("readfile")
+        let job = self.job(request.metadata()).await?;
+        let wire::ReadFileRequest { r#ref, file_path, range, .. } = request.into_inner();
+        let range = range.map(|range| ReadRange { offset: range.offset, length: range.length });
+        let read = move |root: &Root| files::read_file(root, &file_path, range);
+        let data = self.with_files(&job, &r#ref, read).await?.into();
+        Ok(Response::new(wire::ReadFileResponse { data }))
     }
 
     async fn read_dir(
         &self,
-        _: Request<wire::ReadDirRequest>,
+        request: Request<wire::ReadDirRequest>,
     ) -> Result<Response<wire::ReadDirResponse>, Status> {
-        no_files("readdir")
+        let job = self.job(request.metadata()).await?;
+        let wire::ReadDirRequest { r#ref, dir_path, include_pattern, .. } = request.into_inner();
+        let list = move |root: &Root| files::read_dir(root, &dir_path, &include_pattern);
+        let entries = self.with_files(&job, &r#ref, list).await?;
+        let entries = entries.iter().map(FileStat::encode).collect();
+        Ok(Response::new(wire::ReadDirResponse { entries }))
     }
 
     async fn stat_file(
         &self,
-        _: Request<wire::StatFileRequest>,
+        request: Request<wire::StatFileRequest>,
     ) -> Result<Response<wire::StatFileResponse>, Status> {
-        no_files("statfile")
+        let job = self.job(request.metadata()).await?;
+        let wire::StatFileRequest { r#ref, path, .. } = request.into_inner();
+        let stat = self.with_files(&job, &r#ref, move |root| files::stat_file(root, &path)).await?;
+        Ok(Response::new(wire::StatFileResponse { stat: Some(stat.encode()) }))
     }
 
     async fn new_container(

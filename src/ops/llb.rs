@@ -67,12 +67,21 @@ pub const CAPS: &[&str] = &[
     "soruce.http.uidgid",
     "source.http.auth",
     "source.http.header",
+    "file.base",
+    "file.rm.wildcard",
+    "file.rm.nofollowsymlink",
+    "file.copy.includeexcludepatterns",
+    "file.copy.requiredpaths",
+    "file.copy.alwaysreplaceexistingdestpaths",
+    "file.copy.modestring",
+    "file.symlink.create",
     "constraints",
     "platform",
     "meta.ignorecache",
     "meta.description",
     "meta.exportcache",
     "mergeop",
+    "diffop",
 ];
 
 /// Bytes of a vertex's name at most.

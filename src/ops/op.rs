@@ -14,12 +14,14 @@ pub use exec::CacheSharing;
 pub use exec::CdiDevice;
 pub use exec::ClientFile;
 pub use exec::ContentCache;
+pub use exec::Entitlement;
 pub use exec::ExecMount;
 pub use exec::ExecOp;
 pub use exec::ExtraHost;
 pub use exec::LinuxResources;
 pub use exec::MountKind;
 pub use exec::NetworkMode;
+pub use exec::NoSuchEntitlement;
 pub use exec::ProxyEnv;
 pub use exec::ROOT;
 pub use exec::SecretEnv;
@@ -61,6 +63,15 @@ pub enum Op {
 }
 
 impl Op {
+    /// The rights that it needs.
+    pub fn entitlements(&self) -> impl Iterator<Item = Entitlement> + use<> {
+        let exec = match self {
+            Op::Exec(exec) => Some(exec.entitlements()),
+            _ => None,
+        };
+        exec.into_iter().flatten()
+    }
+
     /// The kind, as messages and metrics name it.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -9,7 +9,11 @@ use tokio::sync::Semaphore;
 use super::cache_map::CacheMap;
 use super::cache_map::CacheOpts;
 use super::cache_map::InputKey;
+use super::exec;
+use super::exec::Execs;
 use super::graph::Vertex;
+use super::hash::ContentHasher;
+use super::hash::Selector;
 use super::http::HttpError;
 use super::http::HttpFile;
 use super::http::Web;
@@ -53,8 +57,12 @@ pub struct Worker {
     cache: Cache,
     images: Images,
     layouts: Layouts,
+    /// None where no process can be run.
+    execs: Option<Execs>,
     locals: Locals,
     web: Web,
+    hasher: ContentHasher,
+    tasks: Tasks,
     /// Ops that may run at the same time; none for no limit.
     slots: Option<Arc<Semaphore>>,
 }
@@ -73,13 +81,21 @@ impl Worker {
         let content = cache.content().clone();
         let web = Web::new(cache.clone(), registry.clone(), tasks.clone());
         let locals = Locals::new(cache.clone(), tasks.clone());
-        let images = Images::new(content.clone(), registry, list, tasks);
-        Worker { cache, images, layouts: Layouts::new(content), locals, web, slots: None }
+        let images = Images::new(content.clone(), registry, list, tasks.clone());
+        let hasher = ContentHasher::new(tasks.clone());
+        let layouts = Layouts::new(content);
+        Worker { cache, images, layouts, execs: None, locals, web, hasher, tasks, slots: None }
     }
 
     /// The same worker, which runs at most `limit` ops at the same time.
     pub fn limited(mut self, limit: NonZeroUsize) -> Worker {
         self.slots = Some(Arc::new(Semaphore::new(limit.get().min(Semaphore::MAX_PERMITS))));
+        self
+    }
+
+    /// The same worker, which runs exec ops.
+    pub fn executing(mut self, execs: Execs) -> Worker {
+        self.execs = Some(execs);
         self
     }
 
@@ -115,6 +131,11 @@ impl Worker {
     /// Cancellation safe.
     pub async fn web_meta(&self, ctx: &Ctx, source: &HttpSource) -> Result<HttpFile, HttpError> {
         self.web.resolve(ctx, source).await
+    }
+
+    /// Work of this worker goes here.
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
     }
 
     /// The resolution of a source vertex: the one that it was given before, or a new one.
@@ -199,7 +220,16 @@ impl Operate for Worker {
                 let digest = Web::cache_key(source, &file);
                 return Ok(CacheMap { digest, inputs: Vec::new(), opts: CacheOpts::new(), complete: true });
             }
-            Op::Exec(_) | Op::File(_) | Op::Diff(_) => {
+            Op::File(file) => return Ok(file.cache_map(vertex.inputs.len(), &self.hasher)),
+            Op::Diff(diff) => return Ok(diff.cache_map(vertex.inputs.len())),
+            Op::Exec(op) if self.execs.is_some() => {
+                let content = |input: usize, paths: Vec<String>| {
+                    let paths = paths.into_iter().map(Selector::file).collect();
+                    Some(self.hasher.content(input, paths))
+                };
+                return Ok(exec::cache_map(op, vertex.inputs.len(), content));
+            }
+            Op::Exec(_) => {
                 return Err(OpError::Unsupported { what: format!("the {} operation", vertex.op.kind()) });
             }
         };
@@ -232,7 +262,19 @@ impl Operate for Worker {
         match &vertex.op {
             Op::Local(source) => return Ok(vec![Some(Box::pin(self.locals.run(ctx, source)).await?)]),
             Op::Http(source) => return Ok(vec![Some(Box::pin(self.web.run(ctx, source)).await?)]),
+            // Boxed: it would lie on the stack once for each caller above.
+            Op::File(file) => {
+                let run = file.run(&self.cache, &self.tasks, ctx, &vertex.name, inputs);
+                return Box::pin(run).await;
+            }
+            Op::Diff(diff) => {
+                let run = diff.run(&self.cache, ctx, &vertex.name, inputs);
+                return Ok(vec![Box::pin(run).await?]);
+            }
             _ => {}
+        }
+        if let (Op::Exec(op), Some(execs)) = (&vertex.op, &self.execs) {
+            return Box::pin(execs.run(ctx, vertex, op, inputs)).await;
         }
         let Some(resolution) = self.resolution(ctx, vertex).await? else {
             return Err(OpError::Unsupported { what: vertex.op.kind().to_owned() });

@@ -31,9 +31,15 @@ use crate::content::ContentError;
 use crate::content::FetchError;
 use crate::content::ProvideError;
 use crate::db::DbError;
+use crate::executor::ExecError;
 use crate::failpoint::Injected;
 use crate::fs::FsError;
 use crate::oci::InvalidManifest;
+use crate::ops::ChecksumError;
+use crate::ops::ExecOpError;
+use crate::ops::FileActionError;
+use crate::ops::FileError;
+use crate::ops::HashError;
 use crate::ops::OpError;
 use crate::ops::SourceError;
 use crate::registry::CredentialError;
@@ -71,6 +77,9 @@ fn own(error: &(dyn Error + 'static)) -> Option<Code> {
     if let Some(error) = error.downcast_ref::<SourceError>() {
         return source(error);
     }
+    if let Some(error) = error.downcast_ref::<ExecOpError>() {
+        return exec(error);
+    }
     if let Some(error) = error.downcast_ref::<PushError>() {
         return match error {
             PushError::Registry(inner) => Some(registry(inner)),
@@ -101,6 +110,12 @@ fn own(error: &(dyn Error + 'static)) -> Option<Code> {
     if let Some(error) = error.downcast_ref::<DbError>() {
         return Some(db(error));
     }
+    if let Some(error) = error.downcast_ref::<FileActionError>() {
+        return file(&error.source);
+    }
+    if let Some(error) = error.downcast_ref::<ChecksumError>() {
+        return hash(&error.source);
+    }
     if let Some(FsError::NoSpace { .. }) = error.downcast_ref::<FsError>() {
         return Some(Code::ResourceExhausted);
     }
@@ -115,6 +130,59 @@ fn own(error: &(dyn Error + 'static)) -> Option<Code> {
             Some(Code::ResourceExhausted)
         }
         _ => None,
+    }
+}
+
+fn exec(error: &ExecOpError) -> Option<Code> {
+    match error {
+        ExecOpError::Exec(error) => match error {
+            ExecError::Exit { oom_killed: true, .. } => Some(Code::ResourceExhausted),
+            ExecError::RuntimeMissing { .. } | ExecError::NoCgroups { .. } => Some(Code::FailedPrecondition),
+            ExecError::Invalid { .. } => Some(Code::InvalidArgument),
+            ExecError::Cancelled(_) => Some(Code::Cancelled),
+            ExecError::Task(_) => Some(Code::Internal),
+            ExecError::Io { source, .. } => own(source),
+            _ => None,
+        },
+        ExecOpError::Cache(inner) => Some(cache(inner)),
+        ExecOpError::Session(inner) => Some(session(inner)),
+        ExecOpError::SecretMissing { .. } | ExecOpError::AgentMissing { .. } => Some(Code::NotFound),
+        ExecOpError::SecretNotText { .. } | ExecOpError::ExtraHost { .. } | ExecOpError::Device { .. } => {
+            Some(Code::InvalidArgument)
+        }
+        ExecOpError::Socket { .. } => Some(Code::Internal),
+    }
+}
+
+fn file(error: &FileError) -> Option<Code> {
+    match error {
+        error if error.is_no_space() => Some(Code::ResourceExhausted),
+        FileError::NotFound { .. } | FileError::NoSource | FileError::Fs(FsError::NotFound { .. }) => {
+            Some(Code::NotFound)
+        }
+        FileError::TooLarge { .. } => Some(Code::ResourceExhausted),
+        FileError::RemoveRoot { .. } | FileError::Pattern(_) => Some(Code::InvalidArgument),
+        FileError::Cache(inner) => Some(cache(inner)),
+        FileError::Task(_) => Some(Code::Internal),
+        FileError::Cancelled => Some(Code::Cancelled),
+        FileError::NotDirectory { .. }
+        | FileError::IsDirectory { .. }
+        | FileError::Id { .. }
+        | FileError::Read { .. }
+        | FileError::Write { .. }
+        | FileError::Archive { .. }
+        | FileError::Fs(_) => None,
+    }
+}
+
+fn hash(error: &HashError) -> Option<Code> {
+    match error {
+        HashError::NotFound { .. } | HashError::Fs(FsError::NotFound { .. }) => Some(Code::NotFound),
+        HashError::Pattern(_) => Some(Code::InvalidArgument),
+        HashError::Cache(inner) => Some(cache(inner)),
+        HashError::Task(_) => Some(Code::Internal),
+        HashError::Cancelled => Some(Code::Cancelled),
+        HashError::Read { .. } | HashError::Fs(_) => None,
     }
 }
 

@@ -19,6 +19,9 @@ use super::error::SolveError;
 use super::error::SourceLocation;
 use super::jobs::JobExists;
 use super::jobs::NoSuchJob;
+use crate::ops::ChecksumError;
+use crate::ops::FileActionError;
+use crate::ops::OpError;
 use crate::ops::VertexDigest;
 use crate::ops::llb::LlbError;
 use crate::progress::SourceFile;
@@ -78,7 +81,9 @@ impl From<SolveError> for Rejected {
             (code(&error), error.to_string())
         };
         let mut details = Vec::new();
-        details.extend(error.op().and_then(solve_detail));
+        details.extend(error.exit_code().and_then(exit_detail));
+        let subject = subject(&error);
+        details.extend(error.op().and_then(|op| solve_detail(op, subject)));
         details.extend(error.locations().iter().filter_map(source_detail));
         details.extend(error.vertex().and_then(vertex_detail));
         if let SolveError::NoSuchFrontend { name, asked } = &error {
@@ -121,6 +126,7 @@ fn code(error: &SolveError) -> Code {
             Cause::Index(error) => code_of(error),
             Cause::Panicked(_) | Cause::Output { .. } | Cause::CacheMap { .. } => Code::Internal,
         },
+        SolveError::NotEntitled { .. } => Code::PermissionDenied,
         SolveError::DefinitionAndFrontend => Code::InvalidArgument,
         SolveError::NoSuchFrontend { .. } => Code::Unimplemented,
         SolveError::NoSuchRef { .. } => Code::NotFound,
@@ -129,18 +135,40 @@ fn code(error: &SolveError) -> Code {
     }
 }
 
+/// `gatewayapi.ExitMessage`: what a client of the build takes for its own exit code.
+fn exit_detail(code: u32) -> Option<(String, Bytes)> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct ExitMessage {
+        code: u32,
+    }
+    detail("gatewayapi.ExitMessage+json", &ExitMessage { code })
+}
+
 fn vertex_detail(vertex: VertexDigest) -> Option<(String, Bytes)> {
     detail("errdefs.Vertex+json", &errdefs::Vertex { digest: vertex.to_string() })
 }
 
+/// The part of the op that failed, where it is one.
+fn subject(error: &SolveError) -> Option<errdefs::solve::Subject> {
+    let SolveError::Vertex { source, .. } = error else { return None };
+    let Cause::Op(OpError::Failed { source }) = &source.cause else { return None };
+    let index = |index: usize| i64::try_from(index).unwrap_or(i64::MAX);
+    if let Some(action) = source.downcast_ref::<FileActionError>() {
+        return Some(errdefs::solve::Subject::File(errdefs::FileAction { index: index(action.index) }));
+    }
+    let input = source.downcast_ref::<ChecksumError>()?.input;
+    Some(errdefs::solve::Subject::Cache(errdefs::ContentCache { index: index(input) }))
+}
+
 /// What failed, for debuggers. There is nothing yet that they could look into.
-fn solve_detail(failed: &FailedOp) -> Option<(String, Bytes)> {
+fn solve_detail(failed: &FailedOp, subject: Option<errdefs::solve::Subject>) -> Option<(String, Bytes)> {
     if failed.bytes.len() > MAX_OP_BYTES {
         return None;
     }
     let op = pb::Op::decode(failed.bytes.clone()).ok()?;
     let description = failed.description.clone();
-    let solve = errdefs::Solve { op: Some(op), description, ..errdefs::Solve::default() };
+    let solve = errdefs::Solve { op: Some(op), description, subject, ..errdefs::Solve::default() };
     detail("errdefs.Solve+json", &protojson(&solve).ok()?)
 }
 
@@ -224,7 +252,6 @@ mod tests {
     use super::super::error::VertexError;
     use super::*;
     use crate::oci::Digest;
-    use crate::ops::OpError;
 
     fn failed(source: impl Error + Send + Sync + 'static) -> SolveError {
         let cause = Cause::Op(OpError::failed(source));

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::db::DbError;
+use crate::ops::Entitlement;
+use crate::ops::ExecOpError;
 use crate::ops::OpError;
 use crate::ops::VertexDigest;
 use crate::ops::llb::LlbError;
@@ -22,6 +24,9 @@ pub enum SolveError {
     Definition { source: LlbError, locations: Vec<SourceLocation> },
     #[error("{source}")]
     Vertex { source: Arc<VertexError>, locations: Vec<SourceLocation>, op: Option<FailedOp> },
+    /// A right that the build was not granted.
+    #[error("{entitlement} is not allowed")]
+    NotEntitled { entitlement: Entitlement, vertex: VertexDigest, locations: Vec<SourceLocation> },
     #[error("a solve has either a definition or a frontend, not both")]
     DefinitionAndFrontend,
     #[error("frontend {name:?} is not supported")]
@@ -49,6 +54,7 @@ impl SolveError {
         match self {
             SolveError::Vertex { source, .. } => Some(source.vertex),
             SolveError::Definition { source, .. } => source.vertex(),
+            SolveError::NotEntitled { vertex, .. } => Some(*vertex),
             _ => None,
         }
     }
@@ -56,8 +62,19 @@ impl SolveError {
     /// Where the vertex at fault comes from.
     pub fn locations(&self) -> &[SourceLocation] {
         match self {
-            SolveError::Vertex { locations, .. } | SolveError::Definition { locations, .. } => locations,
+            SolveError::Vertex { locations, .. }
+            | SolveError::Definition { locations, .. }
+            | SolveError::NotEntitled { locations, .. } => locations,
             _ => &[],
+        }
+    }
+
+    /// The code that a process of the vertex ended with, where that is what failed.
+    pub fn exit_code(&self) -> Option<u32> {
+        let SolveError::Vertex { source, .. } = self else { return None };
+        match &source.cause {
+            Cause::Op(OpError::Failed { source }) => source.downcast_ref::<ExecOpError>()?.exit_code(),
+            _ => None,
         }
     }
 

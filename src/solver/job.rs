@@ -7,6 +7,7 @@
 //! other jobs need as well goes on for them.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Deref;
@@ -30,6 +31,7 @@ use super::frontend::Frontends;
 use crate::ctx::Ctx;
 use crate::oci::Digest;
 use crate::ops::Edge;
+use crate::ops::Entitlement;
 use crate::ops::Graph;
 use crate::ops::Operate;
 use crate::ops::SourceMap;
@@ -71,6 +73,8 @@ pub struct JobSpec {
     pub sessions: SessionGroup,
     /// Definitions for the frontend, by name.
     pub inputs: BTreeMap<String, Arc<Definition>>,
+    /// What its vertices may do beside the usual.
+    pub entitlements: BTreeSet<Entitlement>,
 }
 
 /// One build. Clones are the same job.
@@ -176,7 +180,21 @@ impl<O: Operate> Job<O> {
             let locations = source.vertex().map(|v| locations(&sources, &v)).unwrap_or_default();
             SolveError::Definition { source, locations }
         })?;
-        Ok(graph.map(|graph| self.solve_graph(graph)))
+        let Some(graph) = graph else { return Ok(None) };
+        self.check_entitlements(&graph)?;
+        Ok(Some(self.solve_graph(graph)))
+    }
+
+    fn check_entitlements(&self, graph: &Graph) -> Result<(), SolveError> {
+        let granted = &self.0.spec.entitlements;
+        for vertex in graph.inputs_first() {
+            let denied = vertex.op.entitlements().find(|entitlement| !granted.contains(entitlement));
+            if let Some(entitlement) = denied {
+                let (vertex, locations) = (vertex.digest, locations(&graph.sources, &vertex.digest));
+                return Err(SolveError::NotEntitled { entitlement, vertex, locations });
+            }
+        }
+        Ok(())
     }
 
     /// Shows the vertices of a graph, but runs nothing.

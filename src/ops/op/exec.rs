@@ -1,5 +1,8 @@
 //! [`ExecOp`]: a process in a root file system.
 
+use std::fmt;
+use std::str::FromStr;
+
 use crate::oci::Digest;
 
 /// Runs a process. The file systems that it writes are its outputs.
@@ -39,6 +42,41 @@ pub struct ExecOp {
     pub key: Digest,
 }
 
+/// A right that a build has to be granted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Entitlement {
+    NetworkHost,
+    SecurityInsecure,
+}
+
+impl fmt::Display for Entitlement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Entitlement::NetworkHost => "network.host",
+            Entitlement::SecurityInsecure => "security.insecure",
+        })
+    }
+}
+
+/// No right has this name.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("there is no entitlement {name:?}")]
+pub struct NoSuchEntitlement {
+    pub name: String,
+}
+
+impl FromStr for Entitlement {
+    type Err = NoSuchEntitlement;
+
+    fn from_str(name: &str) -> Result<Entitlement, NoSuchEntitlement> {
+        match name {
+            "network.host" => Ok(Entitlement::NetworkHost),
+            "security.insecure" => Ok(Entitlement::SecurityInsecure),
+            name => Err(NoSuchEntitlement { name: name.to_owned() }),
+        }
+    }
+}
+
 /// Where the root file system is mounted.
 pub const ROOT: &str = "/";
 
@@ -46,6 +84,13 @@ impl ExecOp {
     /// The mount that each output of the vertex is made from, as indices into `mounts`.
     pub fn outputs(&self) -> impl Iterator<Item = usize> + '_ {
         self.mounts.iter().enumerate().filter(|(_, mount)| mount.gives_output()).map(|(index, _)| index)
+    }
+
+    /// The rights that it needs.
+    pub fn entitlements(&self) -> impl Iterator<Item = Entitlement> + use<> {
+        let host = (self.network == NetworkMode::Host).then_some(Entitlement::NetworkHost);
+        let insecure = (self.security == SecurityMode::Insecure).then_some(Entitlement::SecurityInsecure);
+        host.into_iter().chain(insecure)
     }
 
     /// The root file system.

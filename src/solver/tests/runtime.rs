@@ -179,8 +179,12 @@ impl House {
     }
 
     fn job(&self, id: &str) -> RunningJob<Ops> {
-        let spec =
-            JobSpec { id: JobId(id.to_owned()), sessions: SessionGroup::empty(), inputs: Default::default() };
+        let spec = JobSpec {
+            id: JobId(id.to_owned()),
+            sessions: SessionGroup::empty(),
+            inputs: Default::default(),
+            entitlements: Default::default(),
+        };
         self.jobs.create(spec).unwrap()
     }
 
@@ -410,7 +414,12 @@ async fn a_call_may_come_before_its_job_and_waits_for_it_only_so_long() {
     assert!(futures::poll!(&mut early).is_pending());
     let job = house.job("one");
     assert_eq!(early.await.unwrap().id(), &id);
-    let spec = JobSpec { id: id.clone(), sessions: SessionGroup::empty(), inputs: Default::default() };
+    let spec = JobSpec {
+        id: id.clone(),
+        sessions: SessionGroup::empty(),
+        inputs: Default::default(),
+        entitlements: Default::default(),
+    };
     assert!(house.jobs.create(spec.clone()).is_err(), "it is live");
     drop(job);
     assert!(house.jobs.find(&id).is_some(), "its status can still be read");

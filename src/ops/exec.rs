@@ -1,0 +1,126 @@
+//! Exec: runs a process on file systems, some of which are its outputs.
+//!
+//! # Invariants
+//!
+//! - What the process wrote becomes a result only if it ended well. Everything else that was made for it goes.
+//! - Secrets and the sockets of agents are in no result and in no key.
+//!
+//! # Cancellation
+//!
+//! A run is an owned task: when its caller leaves, the process is killed, and its file systems are given up once
+//! nothing of it is left.
+
+mod cache_mount;
+mod error;
+mod key;
+mod log;
+mod prepare;
+mod process;
+mod secret;
+mod ssh;
+
+use std::sync::Arc;
+
+pub use error::ExecOpError;
+pub use key::cache_map;
+
+use super::graph::Vertex;
+use super::op::ExecOp;
+use super::operate::OpError;
+use crate::cache::Cache;
+use crate::cache::CacheError;
+use crate::cache::ImmutableRef;
+use crate::content::FetchError;
+use crate::ctx::Ctx;
+use crate::executor::Executor;
+use crate::executor::LogLimits;
+use crate::oci::Platform;
+use crate::task::Tasks;
+
+use cache_mount::CacheMounts;
+use log::StepLog;
+use prepare::Prepared;
+
+/// Runs exec ops. Clones share cache mounts that are in use.
+#[derive(Clone, Debug)]
+pub struct Execs {
+    cache: Cache,
+    executor: Executor,
+    cache_mounts: CacheMounts,
+    logs: LogLimits,
+    tasks: Tasks,
+}
+
+impl Execs {
+    pub fn new(cache: Cache, executor: Executor, logs: LogLimits, tasks: Tasks) -> Execs {
+        let cache_mounts = CacheMounts::new(cache.clone());
+        Execs { cache, executor, cache_mounts, logs, tasks }
+    }
+
+    /// Runs the op, for one result per output.
+    ///
+    /// Cancellation safe.
+    pub async fn run(
+        &self,
+        ctx: &Ctx,
+        vertex: &Vertex,
+        op: &ExecOp,
+        inputs: &[Option<ImmutableRef>],
+    ) -> Result<Vec<Option<ImmutableRef>>, OpError> {
+        can_run(&vertex.platform)?;
+        let work = ctx.child();
+        let _leaving = work.cancel().clone().drop_guard();
+        let (execs, vertex, op, inputs) = (self.clone(), vertex.clone(), op.clone(), inputs.to_vec());
+        let run = async move { Box::pin(execs.run_owned(&work, &vertex, &op, &inputs)).await };
+        self.tasks.spawn("exec op", run).await.map_err(OpError::failed)?
+    }
+
+    async fn run_owned(
+        &self,
+        ctx: &Ctx,
+        vertex: &Vertex,
+        op: &ExecOp,
+        inputs: &[Option<ImmutableRef>],
+    ) -> Result<Vec<Option<ImmutableRef>>, OpError> {
+        let mut prepared = Prepared::new(self, ctx, op, inputs).await?;
+        let secrets = secret::environment(ctx, &op.secret_env).await?;
+        let process = process::describe(op, vertex.options.resources.as_ref(), &mut prepared, secrets)?;
+        let log = Arc::new(StepLog::new(ctx.progress().cloned(), self.logs));
+        let done = self.executor.run(ctx, process, log.clone()).await;
+        if let Err(error) = done {
+            log.flush();
+            return Err(error::of_exec(error));
+        }
+        prepared.commit(op).await
+    }
+}
+
+/// Programs of other machines would need an emulator.
+fn can_run(platform: &Platform) -> Result<(), OpError> {
+    let host = Platform::host();
+    let same = platform.os == host.os
+        && (platform.architecture == host.architecture
+            || (host.architecture == "amd64" && platform.architecture == "386"));
+    if same {
+        return Ok(());
+    }
+    Err(OpError::Unsupported { what: format!("running a process of platform {platform} on {host}") })
+}
+
+/// The error of an input that could not be used: one whose bytes are nowhere to be had can be made anew.
+fn of_input(input: Option<usize>, error: CacheError) -> OpError {
+    let digests = match &error {
+        CacheError::Cancelled => return OpError::Cancelled,
+        CacheError::NeedsRemoteProvider { digests } => digests.clone(),
+        CacheError::Fetch(FetchError::Gone { digest, .. }) => vec![*digest],
+        CacheError::Fetch(FetchError::Cancelled { .. }) => return OpError::Cancelled,
+        _ => return OpError::failed(ExecOpError::from(error)),
+    };
+    match input {
+        Some(input) => OpError::InputGone { input, digests, source: Arc::new(error) },
+        None => OpError::failed(ExecOpError::from(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

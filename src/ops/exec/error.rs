@@ -1,0 +1,57 @@
+//! Why an exec op failed.
+
+use super::super::operate::OpError;
+use crate::cache::CacheError;
+use crate::executor::ExecError;
+use crate::session::SessionError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExecOpError {
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// Nobody who asks for the build has it.
+    #[error("secret {id}: not found")]
+    SecretMissing { id: String },
+    #[error("secret {id} can't be the value of {name}: it has a NUL byte or is no UTF-8")]
+    SecretNotText { id: String, name: String },
+    /// Nobody who asks for the build forwards an agent of that name.
+    #[error("no SSH key {id:?} forwarded from the client")]
+    AgentMissing { id: String },
+    #[error("failed to parse IP {address}")]
+    ExtraHost { address: String },
+    #[error("device {name:?} is not known: no CDI devices are configured")]
+    Device { name: String },
+    #[error("can't make the socket of the agent {id:?}: {source}")]
+    Socket { id: String, source: std::io::Error },
+}
+
+impl ExecOpError {
+    /// The code that the process ended with.
+    pub fn exit_code(&self) -> Option<u32> {
+        match self {
+            ExecOpError::Exec(error) => error.exit_code(),
+            _ => None,
+        }
+    }
+}
+
+pub(super) fn of_exec(error: ExecError) -> OpError {
+    match error {
+        ExecError::Cancelled(_) => OpError::Cancelled,
+        error => OpError::failed(ExecOpError::from(error)),
+    }
+}
+
+impl From<ExecOpError> for OpError {
+    fn from(error: ExecOpError) -> OpError {
+        match error {
+            ExecOpError::Exec(error) => of_exec(error),
+            ExecOpError::Cache(CacheError::Cancelled) => OpError::Cancelled,
+            error => OpError::failed(error),
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! File ops: files are copied, made and removed, without a process.
+//!
+//! Each action has its base changed in a file system of its own, which is committed. A chain of actions whose
+//! intermediate results nobody else needs goes on in one.
+//!
+//! # Cache keys
+//!
+//! What the op does is [`FileOp::key`]. An input that is only copied from counts with the content of what is
+//! copied, and not with its own key: a selector names the paths, wildcards and patterns included. An input that
+//! an action changes counts as it is.
+//!
+//! # Cancellation
+//!
+//! An action looks at its token between two files; the files of one that is given up are removed.
+
+mod act;
+mod copy;
+mod owner;
+mod unpack;
+mod wildcard;
+
+use std::collections::BTreeMap;
+use std::path::Component;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::cache_map::CacheMap;
+use super::cache_map::CacheOpts;
+use super::hash::ContentHasher;
+use super::hash::Selector;
+use super::op::FileAction;
+use super::op::FileChange;
+use super::op::FileInput;
+use super::op::FileOp;
+use super::op::Owner;
+use super::op::Principal;
+use super::op::Wildcard;
+use super::operate::OpError;
+use crate::archive::ArchiveError;
+use crate::cache::Cache;
+use crate::cache::CacheError;
+use crate::cache::ImmutableRef;
+use crate::cache::MutableOptions;
+use crate::cache::MutableRef;
+use crate::cache::Tree;
+use crate::ctx::Ctx;
+use crate::fs::FsError;
+use crate::pattern::InvalidPattern;
+use crate::task::TaskFailed;
+use crate::task::Tasks;
+
+/// An action failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{source}")]
+pub struct FileActionError {
+    /// Of the action in the op.
+    pub index: usize,
+    pub source: FileError,
+}
+
+/// Why an action failed. Paths are those of the file system that it works on.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FileError {
+    #[error("{}: no such file or directory", path.display())]
+    NotFound { path: PathBuf },
+    #[error("cannot copy to non-directory: {}", path.display())]
+    NotDirectory { path: PathBuf },
+    #[error("cannot replace to directory {} with file", path.display())]
+    IsDirectory { path: PathBuf },
+    #[error("{:?} is the root, which can't be removed", path.display())]
+    RemoveRoot { path: PathBuf },
+    #[error("there is nothing to copy from")]
+    NoSource,
+    #[error("{} has more than {limit} bytes", path.display())]
+    TooLarge { path: PathBuf, limit: u64 },
+    #[error("{}: {id} is no user or group", path.display())]
+    Id { path: PathBuf, id: u64 },
+    #[error("can't read {}: {source}", path.display())]
+    Read { path: PathBuf, source: Arc<std::io::Error> },
+    #[error("can't write {}: {source}", path.display())]
+    Write { path: PathBuf, source: Arc<std::io::Error> },
+    #[error("can't unpack into {}: {source}", path.display())]
+    Archive { path: PathBuf, source: Arc<ArchiveError> },
+    #[error(transparent)]
+    Pattern(#[from] InvalidPattern),
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error(transparent)]
+    Task(#[from] TaskFailed),
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl FileError {
+    fn write(path: impl AsRef<Path>, source: std::io::Error) -> FileError {
+        FileError::Write { path: path.as_ref().to_path_buf(), source: Arc::new(source) }
+    }
+
+    /// True if the disk is full.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            FileError::Write { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+            FileError::Fs(FsError::NoSpace { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
+impl FileOp {
+    /// How the op and the `inputs` of its vertex count.
+    pub(super) fn cache_map(&self, inputs: usize, hasher: &ContentHasher) -> CacheMap<ImmutableRef> {
+        let keys = (0..inputs).map(|input| hasher.input_key(input, self.selectors(input)));
+        CacheMap { digest: self.key, inputs: keys.collect(), opts: CacheOpts::new(), complete: true }
+    }
+
+    /// What counts of an input; empty if it counts as it is.
+    fn selectors(&self, input: usize) -> Vec<Selector> {
+        let this = FileInput::Input(input);
+        if self.actions.iter().any(|action| action.base == this) {
+            return Vec::new();
+        }
+        let mut selectors = Vec::new();
+        for action in &self.actions {
+            if let Some(Owner { user, group }) = action.owner() {
+                let named = |principal: &Option<Principal>| matches!(principal, Some(Principal::Name { input, .. }) if *input == this);
+                selectors.extend(named(user).then(|| Selector::file("/etc/passwd")));
+                selectors.extend(named(group).then(|| Selector::file("/etc/group")));
+            }
+            if let FileChange::Copy(copy) = &action.change
+                && copy.from == this
+            {
+                selectors.push(Selector {
+                    path: copy.src.clone(),
+                    wildcard: copy.wildcard != Wildcard::No,
+                    follow: copy.follow_symlink,
+                    include: copy.include.clone(),
+                    exclude: copy.exclude.clone(),
+                    required: copy.required.clone(),
+                });
+            }
+        }
+        selectors
+    }
+
+    /// Runs the actions that outputs need, each once.
+    pub(super) async fn run(
+        &self,
+        cache: &Cache,
+        tasks: &Tasks,
+        ctx: &Ctx,
+        name: &str,
+        inputs: &[Option<ImmutableRef>],
+    ) -> Result<Vec<Option<ImmutableRef>>, OpError> {
+        let mut run = Run { op: self, cache, tasks, ctx, name, inputs, made: BTreeMap::new() };
+        let (order, uses) = self.plan();
+        for index in order {
+            ctx.check()?;
+            let made = run.action(index).await?;
+            // Whoever changes it next, and nobody else, needs it.
+            let goes_on = uses[index] == Uses { as_base: 1, other: 0 };
+            let made = match goes_on {
+                true => Made::Open(made),
+                false => Made::Done(made.commit().await.map_err(|error| run.failed(index, error))?),
+            };
+            run.made.insert(index, made);
+        }
+        let output = |index: &usize| match run.made.get(index) {
+            Some(Made::Done(made)) => Ok(Some(made.clone())),
+            _ => Err(run.failed(*index, FileError::NoSource)),
+        };
+        self.outputs.iter().map(output).collect()
+    }
+
+    /// The actions that outputs need, each after those that it needs itself; and who needs each action.
+    fn plan(&self) -> (Vec<usize>, Vec<Uses>) {
+        let mut uses = vec![Uses::default(); self.actions.len()];
+        let mut needed = vec![false; self.actions.len()];
+        let mut stack = self.outputs.clone();
+        for &output in &self.outputs {
+            uses[output].other += 1;
+        }
+        while let Some(index) = stack.pop() {
+            if std::mem::replace(&mut needed[index], true) {
+                continue;
+            }
+            for (n, input) in self.actions[index].needs().enumerate() {
+                if let FileInput::Action(input) = input {
+                    match n {
+                        0 => uses[input].as_base += 1,
+                        _ => uses[input].other += 1,
+                    }
+                    stack.push(input);
+                }
+            }
+        }
+        // Decoding has made sure that this ends: no action needs itself.
+        let mut order = Vec::new();
+        let mut placed = vec![false; self.actions.len()];
+        let mut stack: Vec<usize> = self.outputs.iter().rev().copied().collect();
+        while let Some(&index) = stack.last() {
+            let missing = |input: FileInput| match input {
+                FileInput::Action(input) if !placed[input] => Some(input),
+                _ => None,
+            };
+            let before: Vec<usize> = self.actions[index].needs().filter_map(missing).collect();
+            if before.is_empty() || placed[index] {
+                stack.pop();
+                if !std::mem::replace(&mut placed[index], true) {
+                    order.push(index);
+                }
+            } else {
+                stack.extend(before);
+            }
+        }
+        (order, uses)
+    }
+}
+
+/// How often the result of an action is needed.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct Uses {
+    as_base: usize,
+    other: usize,
+}
+
+enum Made {
+    Open(MutableRef),
+    Done(ImmutableRef),
+}
+
+struct Run<'a> {
+    op: &'a FileOp,
+    cache: &'a Cache,
+    tasks: &'a Tasks,
+    ctx: &'a Ctx,
+    name: &'a str,
+    inputs: &'a [Option<ImmutableRef>],
+    made: BTreeMap<usize, Made>,
+}
+
+impl Run<'_> {
+    async fn action(&mut self, index: usize) -> Result<MutableRef, OpError> {
+        let action: &FileAction = &self.op.actions[index];
+        let base = self.base(index, action.base).await?;
+        let from = match &action.change {
+            FileChange::Copy(copy) => Some(self.files(index, copy.from).await?),
+            _ => None,
+        };
+        let owner = action.owner().cloned().unwrap_or(Owner { user: None, group: None });
+        let users = self.names(index, owner.user.as_ref()).await?;
+        let groups = self.names(index, owner.group.as_ref()).await?;
+        let act = act::Act {
+            action: action.clone(),
+            base: base.mount().await.map_err(|error| self.failed(index, error))?,
+            from: from.as_ref().map(|files| Arc::clone(&files.tree)),
+            users,
+            groups,
+            cancel: self.ctx.cancel().child_token(),
+        };
+        // Where this future is dropped, the action ends as well.
+        let _guard = act.cancel.clone().drop_guard();
+        let done = self.tasks.spawn_blocking("file action", move || act.run()).await;
+        match done {
+            Ok(Ok(())) => Ok(base),
+            Ok(Err(error)) => Err(self.failed(index, error)),
+            Err(error) => Err(self.failed(index, error)),
+        }
+    }
+
+    /// What the action changes.
+    async fn base(&mut self, index: usize, input: FileInput) -> Result<MutableRef, OpError> {
+        let parent = match input {
+            FileInput::Scratch => None,
+            FileInput::Input(n) => self.inputs.get(n).cloned().flatten(),
+            FileInput::Action(n) => match self.made.remove(&n) {
+                Some(Made::Open(open)) => return Ok(open),
+                Some(Made::Done(done)) => {
+                    self.made.insert(n, Made::Done(done.clone()));
+                    Some(done)
+                }
+                None => None,
+            },
+        };
+        let description = if self.name.is_empty() { "fileop target" } else { self.name };
+        let options = MutableOptions { description: description.to_owned(), ..MutableOptions::default() };
+        let made = self.cache.create(self.ctx, parent.as_ref(), options).await;
+        made.map_err(|error| self.input_failed(index, input, error))
+    }
+
+    /// The files of something that is only read.
+    async fn files(&self, index: usize, input: FileInput) -> Result<Files, OpError> {
+        let made = match input {
+            FileInput::Scratch => None,
+            FileInput::Input(n) => self.inputs.get(n).cloned().flatten(),
+            FileInput::Action(n) => match self.made.get(&n) {
+                Some(Made::Done(done)) => Some(done.clone()),
+                Some(Made::Open(_)) | None => None,
+            },
+        };
+        match made {
+            Some(made) => {
+                let tree = made.mount(self.ctx).await;
+                let tree = tree.map_err(|error| self.input_failed(index, input, error))?;
+                Ok(Files { tree, _empty: None })
+            }
+            None => {
+                let options = MutableOptions { description: "nothing".to_owned(), ..Default::default() };
+                let empty = self.cache.create(self.ctx, None, options).await;
+                let empty = empty.map_err(|error| self.failed(index, error))?;
+                let tree = empty.mount().await.map_err(|error| self.failed(index, error))?;
+                Ok(Files { tree, _empty: Some(empty) })
+            }
+        }
+    }
+
+    /// The files that say what a name means. The empty file system has no names.
+    async fn names(&self, index: usize, principal: Option<&Principal>) -> Result<Option<Arc<Tree>>, OpError> {
+        let Some(Principal::Name { input, .. }) = principal else { return Ok(None) };
+        let empty = matches!(input, FileInput::Input(n) if !matches!(self.inputs.get(*n), Some(Some(_))));
+        if empty {
+            return Ok(None);
+        }
+        Ok(Some(self.files(index, *input).await?.tree))
+    }
+
+    fn failed(&self, index: usize, error: impl Into<FileError>) -> OpError {
+        match error.into() {
+            FileError::Cancelled | FileError::Cache(CacheError::Cancelled) => OpError::Cancelled,
+            _ if self.ctx.check().is_err() => OpError::Cancelled,
+            source => OpError::failed(FileActionError { index, source }),
+        }
+    }
+
+    /// As [`Run::failed`], of an error with something that the action needs.
+    fn input_failed(&self, index: usize, input: FileInput, error: CacheError) -> OpError {
+        let FileInput::Input(input) = input else { return self.failed(index, error) };
+        match OpError::of_input(input, error.clone()) {
+            OpError::Failed { .. } => self.failed(index, error),
+            lost => lost,
+        }
+    }
+}
+
+/// Files to read from.
+struct Files {
+    tree: Arc<Tree>,
+    /// Goes when they do.
+    _empty: Option<MutableRef>,
+}
+
+/// The path, relative, with every `.` and `..` resolved by its text alone. What leads out of the root is the root.
+fn lexical(path: &Path) -> PathBuf {
+    let mut cleaned = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => cleaned.push(name),
+            Component::ParentDir => drop(cleaned.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    cleaned
+}
+
+#[cfg(test)]
+mod tests;
