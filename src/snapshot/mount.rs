@@ -47,8 +47,9 @@ pub struct Mount {
 
 /// A snapshot that can be seen at a path, until this is dropped.
 ///
-/// Dropping it unmounts on the spot, which is quick unless many of the snapshot's files were looked at: their
-/// entries in memory go then. [`Mounted::unmount`] does the same where blocking is allowed.
+/// Dropping it unmounts on the spot: nobody finds the mount afterwards, and the snapshot can be committed or removed if
+/// this was the last. It takes a few system calls, none of which waits for a disk; [`Mounted::unmount`] makes them where
+/// blocking is allowed.
 #[must_use = "dropping it unmounts"]
 pub struct Mounted {
     path: PathBuf,

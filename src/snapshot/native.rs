@@ -165,7 +165,7 @@ impl Snapshotter for NativeSnapshotter {
             let (info, slot) = store.hold(&key)?;
             // A view is read-only as a whole.
             let read_only = read_only && info.kind == SnapshotKind::Active;
-            let hold = Hold::new(store, &key, slot, read_only, &Showing { store, info: &info })?;
+            let hold = Hold::new(store, &key, slot, &tasks, read_only, &Showing { store, info: &info })?;
             Ok(Mounted::new(hold.path().to_path_buf(), tasks, hold))
         })
         .await

@@ -47,6 +47,7 @@ use super::slot::Hold;
 use super::slot::Point;
 use super::slot::Show;
 use super::squash::Squashed;
+use super::stale;
 use super::store::FS;
 use super::store::Store;
 use super::store::make_tree;
@@ -89,7 +90,14 @@ impl OverlaySnapshotter {
     /// Whether overlays can be mounted on the file system of `root`, by this process: one is. Blocks.
     pub fn supported(root: &Path) -> Result<(), SnapshotError> {
         fs::create_dir_all(root).map_err(SnapshotError::io("make", root))?;
+        let root = fs::canonicalize(root).map_err(SnapshotError::io("find", root))?;
         let dir = root.join("overlay-check");
+        // A process may have been killed while it looked.
+        stale::unmount_below(&dir)?;
+        match fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            other => other.map_err(SnapshotError::io("remove", &dir))?,
+        }
         let check = || {
             let paths = ["lower", "upper", "work", "merged"].map(|name| dir.join(name));
             for path in &paths {
@@ -258,7 +266,8 @@ impl Snapshotter for OverlaySnapshotter {
             let (info, slot) = inner.store.hold(&key)?;
             // A view is read-only as a whole.
             let read_only = read_only && info.kind == SnapshotKind::Active;
-            let hold = Hold::new(&inner.store, &key, slot, read_only, &Showing { inner, info: &info })?;
+            let hold =
+                Hold::new(&inner.store, &key, slot, &tasks, read_only, &Showing { inner, info: &info })?;
             Ok(Mounted::new(hold.path().to_path_buf(), tasks, hold))
         })
         .await

@@ -1,16 +1,23 @@
 //! [`Slot`]: the mounts of one snapshot, shared by all who hold it.
 
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
 
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
 use rustix::mount::UnmountFlags;
 
 use super::SnapshotError;
 use super::SnapshotKey;
 use super::store::Store;
+use crate::task::Tasks;
 
 /// A file system of which an overlay has the upper directory must not be mounted twice, so there is one mount for all
 /// holders. Those who may not write hold a read-only clone of it besides.
@@ -33,6 +40,8 @@ struct Shown {
 struct Place {
     at: Option<Point>,
     holders: usize,
+    /// Ends when the mount that was here last is closed: before, its upper directory is not mounted again.
+    closing: Option<Receiver<()>>,
 }
 
 /// A directory that shows a snapshot.
@@ -66,6 +75,7 @@ pub(super) struct Hold {
     store: Arc<Store>,
     key: SnapshotKey,
     slot: Arc<Slot>,
+    tasks: Tasks,
     read_only: bool,
     path: PathBuf,
 }
@@ -76,12 +86,15 @@ impl Hold {
         store: &Arc<Store>,
         key: &SnapshotKey,
         slot: Arc<Slot>,
+        tasks: &Tasks,
         read_only: bool,
         show: &dyn Show,
     ) -> Result<Hold, SnapshotError> {
-        let shown = slot.enter(read_only, show);
-        match shown {
-            Ok(path) => Ok(Hold { store: Arc::clone(store), key: key.clone(), slot, read_only, path }),
+        match slot.enter(read_only, show, tasks) {
+            Ok(path) => {
+                let (store, key, tasks) = (Arc::clone(store), key.clone(), tasks.clone());
+                Ok(Hold { store, key, slot, tasks, read_only, path })
+            }
             Err(error) => {
                 store.release(key);
                 Err(error)
@@ -96,31 +109,35 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.slot.leave(self.read_only);
+        self.slot.leave(self.read_only, &self.tasks);
         self.store.release(&self.key);
     }
 }
 
 impl Slot {
-    fn enter(&self, read_only: bool, show: &dyn Show) -> Result<PathBuf, SnapshotError> {
+    fn enter(&self, read_only: bool, show: &dyn Show, tasks: &Tasks) -> Result<PathBuf, SnapshotError> {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.whole.at.is_none() {
+            // A clone is of the same file system.
+            shown.read_only.settle();
+        }
         let whole = shown.whole.enter(|| show.show())?;
         if !read_only {
             return Ok(whole);
         }
         let clone = shown.read_only.enter(|| show.show_read_only(&whole));
         if clone.is_err() {
-            shown.whole.leave();
+            shown.whole.leave(tasks);
         }
         clone
     }
 
-    fn leave(&self, read_only: bool) {
+    fn leave(&self, read_only: bool, tasks: &Tasks) {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         if read_only {
-            shown.read_only.leave();
+            shown.read_only.leave(tasks);
         }
-        shown.whole.leave();
+        shown.whole.leave(tasks);
     }
 }
 
@@ -131,28 +148,55 @@ impl Place {
     ) -> Result<PathBuf, SnapshotError> {
         let path = match &self.at {
             Some(point) => point.path().to_path_buf(),
-            None => self.at.insert(show()?).path().to_path_buf(),
+            None => {
+                self.settle();
+                self.at.insert(show()?).path().to_path_buf()
+            }
         };
         self.holders += 1;
         Ok(path)
     }
 
-    fn leave(&mut self) {
+    /// Waits until what was mounted here last is closed.
+    fn settle(&mut self) {
+        if let Some(closing) = self.closing.take() {
+            // It only ends: nothing is sent.
+            let _ = closing.recv();
+        }
+    }
+
+    fn leave(&mut self, tasks: &Tasks) {
         self.holders -= 1;
-        if self.holders == 0
-            && let Some(Point::Mount(path)) = self.at.take()
-        {
-            unmount(&path);
+        if self.holders > 0 {
+            return;
+        }
+        if let Some(Point::Mount(path)) = self.at.take() {
+            match unmount(&path, tasks) {
+                Ok(closing) => self.closing = closing,
+                // What can't be unmounted now is at the next start.
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "a mount was not undone");
+                }
+            }
         }
     }
 }
 
-/// What can't be unmounted now is at the next start.
-fn unmount(path: &Path) {
-    let unmounted = rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
-        .map_err(std::io::Error::from)
-        .and_then(|()| std::fs::remove_dir(path));
-    if let Err(error) = unmounted {
-        tracing::warn!(path = %path.display(), %error, "a mount was not undone");
+/// Nobody finds the mount when this returns. The kernel then frees what it kept in memory of the files that were looked
+/// at, which takes the longer the more they are: that is done by who closes the file system last, a blocking task if
+/// this is called from asynchronous work. What is returned ends after that.
+fn unmount(path: &Path, tasks: &Tasks) -> io::Result<Option<Receiver<()>>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let last = rustix::fs::open(path, flags, Mode::empty())?;
+    rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+    fs::remove_dir(path)?;
+    if tokio::runtime::Handle::try_current().is_err() {
+        return Ok(None);
     }
+    let (closed, closing) = mpsc::channel();
+    drop(tasks.spawn_blocking("close mount", move || {
+        drop(last);
+        drop(closed);
+    }));
+    Ok(Some(closing))
 }

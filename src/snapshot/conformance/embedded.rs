@@ -223,6 +223,22 @@ async fn what_is_changed_is_in_the_upper_directory_in_a_form_that_can_be_moved()
     assert_eq!(lower, format!("{0}/committed/b/fs:{0}/committed/a/fs", root.display()));
 }
 
+#[test]
+fn a_look_whether_overlays_work_survives_its_own_death() {
+    let Some(disk) = Disk::new(FileSystem::Ext4) else { return };
+    let root = disk.path().join("root");
+    OverlaySnapshotter::supported(&root).expect("supported");
+    assert_eq!(files(&root), [""; 0]);
+    // As a kill leaves it: mounted, and marked as not to be mounted again.
+    let [lower, upper, work, merged] =
+        ["lower", "upper", "work", "merged"].map(|name| root.join("overlay-check").join(name));
+    [&lower, &upper, &work, &merged].into_iter().for_each(|dir| fs::create_dir_all(dir).expect("made"));
+    Overlay { lower: vec![lower], upper: Some((upper, work)) }.mount(&merged).expect("mounted");
+    OverlaySnapshotter::supported(&root).expect("supported");
+    assert_eq!(files(&root), [""; 0]);
+    assert_eq!(stale::below(&root).expect("mounts"), [""; 0].map(PathBuf::from));
+}
+
 #[tokio::test]
 async fn a_full_disk_is_said_to_be_full_and_leaves_nothing() {
     for kind in [Kind::Overlay, Kind::Native] {
