@@ -1,8 +1,8 @@
 //! The client's side of BuildKit's protocol, as `thunk` needs it.
 //!
 //! A [`Client`] speaks to a daemon over a socket, over TLS, or inside this process. For a build it opens a session:
-//! a tunnel through which the daemon calls back for credentials, for the blobs of OCI layouts and with the archives
-//! that it made.
+//! a tunnel through which the daemon calls back for credentials, directories, secrets and the blobs of OCI layouts, and
+//! with the archives and files that it made.
 //!
 //! # Cancellation
 //!
@@ -26,12 +26,15 @@ use crate::progress::Update;
 use crate::registry::DockerConfig;
 use crate::task::Tasks;
 
+mod attach;
 mod broken;
 mod connect;
 mod convert;
+mod directories;
 mod layout;
 mod llb;
 mod output;
+mod secrets;
 mod service;
 mod session;
 
@@ -42,6 +45,7 @@ pub use layout::Layout;
 pub use layout::LayoutError;
 pub use llb::Definition;
 pub use llb::DefinitionError;
+pub use secrets::SecretSource;
 
 use convert::Control;
 
@@ -61,8 +65,18 @@ pub struct Build {
     pub outputs: Vec<Output>,
     /// By the name that the definition has for them.
     pub layouts: BTreeMap<String, Layout>,
+    pub lent: Lent,
     /// Who we are to registries, told when the daemon asks.
     pub credentials: DockerConfig,
+}
+
+/// What a build may have of this machine, by the names that the definition has for it.
+#[derive(Clone, Debug, Default)]
+pub struct Lent {
+    pub directories: BTreeMap<String, PathBuf>,
+    pub secrets: BTreeMap<String, SecretSource>,
+    /// Sockets of SSH agents.
+    pub agents: BTreeMap<String, PathBuf>,
 }
 
 /// One export of the result.
@@ -81,6 +95,11 @@ pub enum Destination {
     Daemon,
     File(PathBuf),
     Stdout,
+    /// The files of the result. What else is in the directory stays, or is deleted.
+    Directory {
+        path: PathBuf,
+        delete: bool,
+    },
 }
 
 /// A build failed, or could not be asked for.
@@ -191,9 +210,9 @@ impl Client {
         let tasks = Tasks::new();
         // Whatever way this future ends, what it started ends with it.
         let _stop = tasks.token().clone().drop_guard();
-        let Build { definition, outputs, layouts, credentials } = build;
+        let Build { definition, outputs, layouts, lent, credentials } = build;
         let reference = session::random_id();
-        let attachments = session::Attachments::new(&outputs, layouts, credentials, &tasks);
+        let attachments = session::Attachments::new(&outputs, layouts, lent, credentials, &tasks);
         let session = session::open(&self.control, attachments, &tasks).await?;
 
         let id = session.id().to_owned();

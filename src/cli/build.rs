@@ -20,7 +20,9 @@ use crate::client::Build;
 use crate::client::Definition;
 use crate::client::Destination;
 use crate::client::Layout;
+use crate::client::Lent;
 use crate::client::Output;
+use crate::client::SecretSource;
 use crate::registry::DockerConfig;
 use crate::task::Tasks;
 
@@ -32,12 +34,21 @@ const DIGEST_KEY: &str = "containerimage.digest";
 pub(super) struct BuildArgs {
     /// LLB definition, as protobuf or JSON; - or nothing for standard input
     definition: Option<PathBuf>,
-    /// What to do with the result: type=oci|docker,dest=FILE or type=image,name=NAME,push=true (repeatable)
+    /// What to do with the result: type=oci|docker|tar,dest=FILE, type=local,dest=DIR or type=image,name=NAME,push=true (repeatable)
     #[arg(short, long, value_name = "OUTPUT")]
     output: Vec<OutputFlag>,
     /// OCI layout that the definition reads by that name (repeatable)
     #[arg(long, value_name = "NAME=DIR", value_parser = layout_flag)]
     oci_layout: Vec<(String, PathBuf)>,
+    /// Directory that the definition reads by that name (repeatable)
+    #[arg(long, value_name = "NAME=DIR", value_parser = layout_flag)]
+    local: Vec<(String, PathBuf)>,
+    /// Secret for the build: id=ID,src=FILE or id=ID,env=VARIABLE (repeatable)
+    #[arg(long, value_name = "SECRET", value_parser = secret_flag)]
+    secret: Vec<(String, SecretSource)>,
+    /// SSH agent for the build: default, or ID=SOCKET (repeatable)
+    #[arg(long, value_name = "AGENT", value_parser = agent_flag)]
+    ssh: Vec<(String, PathBuf)>,
     /// How to show progress
     #[arg(long, value_enum, default_value_t)]
     progress: Style,
@@ -54,6 +65,41 @@ fn layout_flag(text: &str) -> Result<(String, PathBuf), String> {
             Ok((name.to_owned(), PathBuf::from(directory)))
         }
         _ => Err(format!("expected NAME=DIR, found {text:?}")),
+    }
+}
+
+/// As `buildctl` spells it. Without a place it is the variable, or else the file, of that name.
+fn secret_flag(text: &str) -> Result<(String, SecretSource), String> {
+    let (mut id, mut source) = (None, None);
+    for field in text.split(',') {
+        let (key, value) =
+            field.split_once('=').ok_or_else(|| format!("expected key=value, found {field:?}"))?;
+        match key.trim() {
+            "id" => id = Some(value.to_owned()),
+            "src" | "source" => source = Some(SecretSource::File(PathBuf::from(value))),
+            "env" => source = Some(SecretSource::Variable(value.to_owned())),
+            "type" if value == "file" || value == "env" => {}
+            key => return Err(format!("there is no key {key}: expected id, src or env")),
+        }
+    }
+    let id = id.filter(|id| !id.is_empty()).ok_or("expected id=ID")?;
+    let source = source.unwrap_or_else(|| match std::env::var_os(&id) {
+        Some(_) => SecretSource::Variable(id.clone()),
+        None => SecretSource::File(PathBuf::from(&id)),
+    });
+    Ok((id, source))
+}
+
+fn agent_flag(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((id, socket)) if !id.is_empty() && !socket.is_empty() => {
+            Ok((id.to_owned(), PathBuf::from(socket)))
+        }
+        Some(_) => Err(format!("expected ID=SOCKET, found {text:?}")),
+        None => match std::env::var_os("SSH_AUTH_SOCK") {
+            Some(socket) => Ok((text.to_owned(), PathBuf::from(socket))),
+            None => Err("there is no SSH agent: $SSH_AUTH_SOCK is not set".to_owned()),
+        },
     }
 }
 
@@ -79,8 +125,14 @@ pub(super) async fn build(args: BuildArgs) -> Result<(), CliError> {
     let tasks = Tasks::new();
     let (send, receive) = mpsc::channel(AHEAD);
     let display = tasks.spawn("progress", progress::show(args.progress, receive));
-    let build = Build { definition, outputs: outputs.clone(), layouts, credentials };
-    let built = super::unless_interrupted(async { Ok(host.client.build(build, send).await?) }).await;
+    let lent = Lent {
+        directories: args.local.into_iter().collect(),
+        secrets: args.secret.into_iter().collect(),
+        agents: args.ssh.into_iter().collect(),
+    };
+    let build = Build { definition, outputs: outputs.clone(), layouts, lent, credentials };
+    let building = Box::pin(host.client.build(build, send));
+    let built = super::unless_interrupted(async { Ok(building.await?) }).await;
     // The build is gone, and with it the sender: the display ends once it has shown everything.
     let _ = display.await;
     host.leave().await;
@@ -131,6 +183,7 @@ fn tell(outputs: &[Output], response: &BTreeMap<String, String>) {
     for output in outputs {
         match &output.destination {
             Destination::File(path) => eprintln!("{digest} -> {}", path.display()),
+            Destination::Directory { path, .. } => eprintln!("{digest} -> {}", path.display()),
             Destination::Stdout => eprintln!("{digest} -> standard output"),
             Destination::Daemon => {
                 let name = response.get("image.name").or_else(|| output.attributes.get("name"));

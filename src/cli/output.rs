@@ -46,7 +46,7 @@ impl FromStr for OutputFlag {
         }
         let exporter = exporter.filter(|name| !name.is_empty()).ok_or("expected type=<exporter>")?;
         let destination = match exporter.as_str() {
-            "oci" | "docker" => {
+            "oci" | "docker" | "tar" => {
                 if attributes.get("tar").is_some_and(|tar| matches!(tar.as_str(), "false" | "0" | "f")) {
                     return Err(
                         "tar=false, a directory, is not there yet: leave it out for an archive".to_owned()
@@ -65,10 +65,20 @@ impl FromStr for OutputFlag {
                     return Err(format!("an image has no dest, found {dest:?}: use name=, and push=true"));
                 }
             },
-            "local" | "tar" => {
-                return Err(format!("type={exporter} needs the files of the result, which is not there yet"));
+            "local" => {
+                let delete = match attributes.get("mode").map(String::as_str) {
+                    None | Some("copy") => false,
+                    Some("delete") => true,
+                    Some(mode) => return Err(format!("there is no mode={mode}: expected copy or delete")),
+                };
+                match attributes.remove("dest").filter(|dest| !dest.is_empty()) {
+                    Some(dest) => Destination::Directory { path: PathBuf::from(dest), delete },
+                    None => return Err("type=local needs a dest, which is a directory".to_owned()),
+                }
             }
-            other => return Err(format!("there is no type={other}: expected image, oci or docker")),
+            other => {
+                return Err(format!("there is no type={other}: expected image, oci, docker, tar or local"));
+            }
         };
         Ok(OutputFlag(Output { exporter, attributes, destination }))
     }
@@ -149,7 +159,8 @@ mod tests {
             "type=oci,dest=",
             "type=oci,tar=false,dest=d",
             "type=image,dest=x",
-            "type=local,dest=x",
+            "type=local",
+            "type=local,dest=x,mode=move",
             "type=floppy",
             "type=oci,\"dest=x",
             "type=oci,\"dest=x\"y",

@@ -110,6 +110,7 @@ impl Control {
     pub(super) async fn session(
         &self,
         id: &str,
+        shared_key: &str,
         methods: &[&'static str],
         outbound: mpsc::Receiver<Bytes>,
     ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + use<>, CallError> {
@@ -118,6 +119,7 @@ impl Control {
         let metadata = request.metadata_mut();
         expose(metadata, "x-docker-expose-session-uuid", id);
         expose(metadata, "x-docker-expose-session-name", "thunk");
+        expose(metadata, "x-docker-expose-session-sharedkey", shared_key);
         for method in methods {
             metadata.append("x-docker-expose-session-grpc-method", AsciiMetadataValue::from_static(method));
         }

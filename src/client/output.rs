@@ -99,7 +99,9 @@ impl Drop for Temporary {
 impl Sink {
     fn open(destination: &Destination) -> io::Result<Sink> {
         let path = match destination {
-            Destination::Daemon => return Err(io::Error::other("this output has no bytes for the client")),
+            Destination::Daemon | Destination::Directory { .. } => {
+                return Err(io::Error::other("this output has no bytes for the client"));
+            }
             Destination::Stdout => return Ok(Sink::Stdout(io::stdout())),
             Destination::File(path) => path,
         };

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
-use futures::stream;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,57 +19,69 @@ use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 
 use super::Layout;
-use super::broken::Broken;
-use super::output::Writer;
+use super::attach::FileSendService;
 use super::session::Attachments;
 use crate::oci::Digest;
 use crate::proto::auth;
 use crate::proto::content;
-use crate::proto::filesync;
+use crate::proto::filesync::file_sync_server::FileSyncServer;
 use crate::proto::health;
+use crate::proto::secrets::secrets_server::SecretsServer;
+use crate::proto::sshforward::ssh_server::SshServer;
 use crate::session::Credentials;
 use crate::session::Secret;
 
 /// Bytes of a blob in one message. Session clients take 4 MiB.
 const CHUNK: usize = 1 << 20;
 /// Archives come in messages of up to 16 MiB.
-const MESSAGE_LIMIT: usize = 16 << 20;
+pub(super) const MESSAGE_LIMIT: usize = 16 << 20;
 
-/// The calls that the routes serve, as a session announces them.
-pub(super) fn methods(attachments: &Attachments) -> &'static [&'static str] {
-    const ALL: &[&str] = &[
+/// The calls that the routes serve, as a session announces them. A daemon asks a service that is announced;
+/// nobody announces what has nothing to give.
+pub(super) fn methods(attachments: &Attachments) -> Vec<&'static str> {
+    let mut methods = vec![
         "/grpc.health.v1.Health/Check",
         "/moby.filesync.v1.Auth/Credentials",
         "/moby.filesync.v1.Auth/FetchToken",
         "/moby.filesync.v1.Auth/GetTokenAuthority",
         "/moby.filesync.v1.Auth/VerifyTokenAuthority",
-        "/containerd.services.content.v1.Content/Info",
-        "/containerd.services.content.v1.Content/Read",
-        "/moby.filesync.v1.FileSend/DiffCopy",
     ];
-    // A daemon asks a service that is announced; nobody announces what has nothing to give.
-    match (attachments.stores.is_empty(), attachments.destinations.is_empty()) {
-        (false, false) => ALL,
-        (false, true) => &ALL[..7],
-        (true, true) => &ALL[..5],
-        (true, false) => const { &[ALL[0], ALL[1], ALL[2], ALL[3], ALL[4], ALL[7]] },
+    if !attachments.stores.is_empty() {
+        methods.push("/containerd.services.content.v1.Content/Info");
+        methods.push("/containerd.services.content.v1.Content/Read");
     }
+    if !attachments.destinations.is_empty() {
+        methods.push("/moby.filesync.v1.FileSend/DiffCopy");
+    }
+    if !attachments.directories.is_empty() {
+        methods.push("/moby.filesync.v1.FileSync/DiffCopy");
+    }
+    if !attachments.secrets.is_empty() {
+        methods.push("/moby.buildkit.secrets.v1.Secrets/GetSecret");
+    }
+    if !attachments.agents.is_empty() {
+        methods.push("/moby.sshforward.v1.SSH/CheckAgent");
+        methods.push("/moby.sshforward.v1.SSH/ForwardAgent");
+    }
+    methods
 }
 
 pub(super) fn routes(attachments: Attachments) -> Routes {
-    let client = Arc::new(Callbacks(attachments));
+    let client = Arc::new(Callbacks(Arc::new(attachments)));
+    let files = FileSyncServer::from_arc(client.clone()).max_decoding_message_size(MESSAGE_LIMIT);
     Routes::new(health::health_server::HealthServer::from_arc(client.clone()))
         .add_service(auth::auth_server::AuthServer::from_arc(client.clone()))
         .add_service(content::content_server::ContentServer::from_arc(client.clone()))
-        .add_service(
-            filesync::file_send_server::FileSendServer::from_arc(client)
-                .max_decoding_message_size(MESSAGE_LIMIT),
-        )
+        .add_service(SecretsServer::from_arc(client.clone()))
+        .add_service(SshServer::from_arc(client.clone()))
+        .add_service(files)
+        .add_service(FileSendService(client))
         .prepare()
 }
 
+/// What the daemon calls.
 #[derive(Debug)]
-struct Callbacks(Attachments);
+pub(super) struct Callbacks(pub(super) Arc<Attachments>);
 
 #[async_trait]
 impl health::health_server::Health for Callbacks {
@@ -278,37 +289,5 @@ impl content::content_server::Content for Callbacks {
 
     async fn abort(&self, _: Request<content::AbortRequest>) -> Result<Response<()>, Status> {
         Err(Status::unimplemented(READ_ONLY))
-    }
-}
-
-#[async_trait]
-impl filesync::file_send_server::FileSend for Callbacks {
-    type DiffCopyStream = BoxStream<'static, Result<filesync::BytesMessage, Status>>;
-
-    /// The bytes of one output until the daemon half-closes; then the file takes its place.
-    async fn diff_copy(
-        &self,
-        request: Request<Streaming<filesync::BytesMessage>>,
-    ) -> Result<Response<Self::DiffCopyStream>, Status> {
-        let number = request
-            .metadata()
-            .get("buildkit-attachable-exporter-id")
-            .and_then(|value| value.to_str().ok()?.parse().ok())
-            .unwrap_or_default();
-        let Some(destination) = self.0.destinations.get(&number) else {
-            return Err(Status::not_found(format!("output {number} has no destination here")));
-        };
-        let failed = |error: io::Error| Status::unknown(format!("could not write the output: {error}"));
-        let mut writer = Writer::start(destination, &self.0.tasks);
-        let broken = request.extensions().get::<Broken>().cloned().unwrap_or_default();
-        let mut bytes = request.into_inner();
-        while let Some(message) = bytes.message().await? {
-            writer.append(message.data).await.map_err(failed)?;
-        }
-        if broken.is_broken() {
-            return Err(Status::cancelled("the daemon gave the output up"));
-        }
-        writer.commit().await.map_err(failed)?;
-        Ok(Response::new(stream::empty().boxed()))
     }
 }

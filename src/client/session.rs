@@ -1,6 +1,7 @@
 //! The session of a build: what the daemon may call back for.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -19,10 +20,13 @@ use tower::ServiceExt as _;
 use super::CallError;
 use super::Destination;
 use super::Layout;
+use super::Lent;
 use super::Output;
+use super::SecretSource;
 use super::broken::watch;
 use super::convert::Control;
 use super::service;
+use crate::oci::Digest;
 use crate::registry::DockerConfig;
 use crate::task::Task;
 use crate::task::Tasks;
@@ -40,6 +44,11 @@ pub(super) struct Attachments {
     pub(super) stores: BTreeMap<String, Layout>,
     /// By the number of the output.
     pub(super) destinations: BTreeMap<usize, Destination>,
+    /// By the name that a build has for them.
+    pub(super) directories: BTreeMap<String, PathBuf>,
+    pub(super) secrets: BTreeMap<String, SecretSource>,
+    /// Sockets of SSH agents.
+    pub(super) agents: BTreeMap<String, PathBuf>,
     pub(super) credentials: DockerConfig,
     pub(super) tasks: Tasks,
 }
@@ -48,9 +57,11 @@ impl Attachments {
     pub(super) fn new(
         outputs: &[Output],
         layouts: BTreeMap<String, Layout>,
+        lent: Lent,
         credentials: DockerConfig,
         tasks: &Tasks,
     ) -> Attachments {
+        let Lent { directories, secrets, agents } = lent;
         Attachments {
             stores: layouts.into_iter().map(|(name, layout)| (format!("oci:{name}"), layout)).collect(),
             destinations: outputs
@@ -59,9 +70,26 @@ impl Attachments {
                 .filter(|(_, output)| output.destination != Destination::Daemon)
                 .map(|(n, output)| (n, output.destination.clone()))
                 .collect(),
+            directories,
+            secrets,
+            agents,
             credentials,
             tasks: tasks.clone(),
         }
+    }
+
+    /// What a daemon finds the files by that this client sent before: the same places on the same machine.
+    fn shared_key(&self) -> String {
+        if self.directories.is_empty() {
+            return String::new();
+        }
+        let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        let places: Vec<PathBuf> = self
+            .directories
+            .values()
+            .map(|path| std::fs::canonicalize(path).unwrap_or_else(|_| path.clone()))
+            .collect();
+        Digest::sha256(format!("{machine}{places:?}")).hex()
     }
 }
 
@@ -107,7 +135,8 @@ pub(super) async fn open(
 ) -> Result<Session, CallError> {
     let id = random_id();
     let (send, receive) = mpsc::channel::<Bytes>(AHEAD);
-    let inbound = control.session(&id, service::methods(&attachments), receive).await?;
+    let inbound =
+        control.session(&id, &attachments.shared_key(), &service::methods(&attachments), receive).await?;
     let reader = StreamReader::new(inbound.boxed());
     let writer = SinkWriter::new(CopyToBytes::new(futures::SinkExt::<Bytes>::sink_map_err(
         PollSender::new(send),
