@@ -340,3 +340,50 @@ fn the_empty_standard_input_is_refused() {
     let run = Thunk::alone().run(&["build"]);
     assert_eq!(run.stderr, "thunk: standard input: the definition is empty: it has no op\n");
 }
+
+/// A definition whose result is the directory `context` without its logs.
+const LOCAL: &[u8] = br##"{
+  "def": [
+    {"Op": {"source": {"identifier": "local://context", "attrs": {"local.excludepatterns": "[\"**/*.log\"]"}}},
+     "platform": {"OS": "linux", "Architecture": "amd64"}},
+    {"inputs": [{"digest": "#0"}]}
+  ]
+}"##;
+
+#[test]
+fn a_directory_goes_into_a_build_and_its_files_come_out() {
+    let thunk = Thunk::alone();
+    let context = thunk.path("context");
+    std::fs::create_dir_all(context.join("src")).unwrap();
+    for (path, text) in [("src/kept", "kept"), ("src/left.log", "left"), ("top", "top")] {
+        std::fs::write(context.join(path), text).unwrap();
+    }
+    std::os::unix::fs::symlink("../top", context.join("src/link")).unwrap();
+    let local = format!("context={}", context.display());
+    let build = |output: String| {
+        let run = thunk.run_with(["build", "--progress=plain", "--local", &local, "-o", &output], LOCAL);
+        assert!(run.success, "{}", run.stderr);
+        run.stderr
+    };
+    let out = thunk.path("out");
+    let said = build(format!("type=local,dest={}", out.display()));
+    assert!(said.contains("transferring context:"), "{said}");
+    assert_eq!(std::fs::read_to_string(out.join("src/kept")).unwrap(), "kept");
+    assert_eq!(std::fs::read_link(out.join("src/link")).unwrap(), Path::new("../top"));
+    assert!(!out.join("src/left.log").exists());
+
+    std::fs::write(out.join("stale"), "stale").unwrap();
+    build(format!("type=local,dest={}", out.display()));
+    assert!(out.join("stale").exists(), "a copy leaves what is there");
+    build(format!("type=local,dest={},mode=delete", out.display()));
+    assert!(!out.join("stale").exists() && out.join("top").exists());
+
+    let archive = thunk.path("out.tar");
+    build(format!("type=tar,dest={}", archive.display()));
+    let files = read_tar(&std::fs::read(&archive).unwrap());
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["src/", "src/kept", "src/link", "top"]);
+    assert_eq!(files["top"], b"top");
+
+    let run = thunk.run_with(["build", "--local", "other=.", "-o", "type=local,dest=x"], LOCAL);
+    assert!(!run.success && run.stderr.contains("--local context=DIR"), "{}", run.stderr);
+}

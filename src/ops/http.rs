@@ -188,16 +188,18 @@ impl Web {
             let tags: Vec<&str> = known.keys().map(String::as_str).collect();
             let head = request::send(&self.registry, ctx, Method::HEAD, &url, &headers, &tags).await;
             if let Ok(answer) = head
-                && let Some(file) = same(source, &known, &answer)
+                && let Some(file) = same(&known, &answer)
             {
-                return Ok(file);
+                return pinned(source, file);
             }
         }
         let tags: Vec<&str> = known.keys().map(String::as_str).collect();
         let answer = request::send(&self.registry, ctx, Method::GET, &url, &headers, &tags).await?;
         if answer.status() == StatusCode::NOT_MODIFIED {
-            return same(source, &known, &answer)
-                .ok_or_else(|| HttpError::NotModified { address: shown(&source.url) });
+            return match same(&known, &answer) {
+                Some(file) => pinned(source, file),
+                None => Err(HttpError::NotModified { address: shown(&source.url) }),
+            };
         }
         if !answer.status().is_success() {
             return Err(HttpError::Status { address: shown(&source.url), status: answer.status().as_u16() });
@@ -253,18 +255,28 @@ mod key {
 }
 
 /// The known file that the answer speaks of.
-fn same(source: &HttpSource, known: &BTreeMap<String, HttpFile>, answer: &Answer) -> Option<HttpFile> {
+fn same(known: &BTreeMap<String, HttpFile>, answer: &Answer) -> Option<HttpFile> {
     if !matches!(answer.status(), StatusCode::OK | StatusCode::NOT_MODIFIED) {
         return None;
     }
-    let file = match answer.header(&ETAG).map(request::strong) {
-        Some(etag) => known.get(&etag)?,
+    match answer.header(&ETAG).map(request::strong) {
+        Some(etag) => known.get(&etag).cloned(),
         // A server need not repeat the one that it was asked for.
-        None if answer.status() == StatusCode::NOT_MODIFIED && known.len() == 1 => known.values().next()?,
-        None => return None,
-    };
-    let pinned = source.checksum.is_none_or(|pinned| pinned == file.digest);
-    pinned.then(|| file.clone())
+        None if answer.status() == StatusCode::NOT_MODIFIED && known.len() == 1 => {
+            known.values().next().cloned()
+        }
+        None => None,
+    }
+}
+
+/// The file, if it is the one that the source pins.
+fn pinned(source: &HttpSource, file: HttpFile) -> Result<HttpFile, HttpError> {
+    match source.checksum {
+        Some(expected) if expected.algorithm() == file.digest.algorithm() && expected != file.digest => {
+            Err(HttpError::Checksum { address: shown(&source.url), actual: file.digest, expected })
+        }
+        _ => Ok(file),
+    }
 }
 
 /// What sources share a file of a server by.

@@ -27,6 +27,7 @@ use super::fsutil::TreeSource;
 use super::tunnel::Abort;
 use crate::proto::filesync::file_sync_client::FileSyncClient;
 use crate::proto::fsutil::Packet;
+use crate::proto::fsutil::packet::PacketType;
 use crate::session::Session;
 use crate::session::SessionError;
 use crate::task::Tasks;
@@ -124,9 +125,15 @@ impl Session {
             Ok::<_, SessionError>(session.messages(SEND, messages))
         };
         // The client may answer only when it wants the first file: nobody waits for that here.
-        let packets = futures::stream::once(packets).try_flatten().boxed();
-        let sent = fsutil::send(tasks, packets, out, source, progress).await?;
+        let mut packets = futures::stream::once(packets).try_flatten().boxed();
+        let sent = fsutil::send(tasks, &mut packets, out, source, progress).await?;
         given_up.disarm();
+        // Our side has ended. The end of the client's side says how it fared.
+        while let Some(packet) = packets.try_next().await? {
+            if packet.r#type() == PacketType::Err {
+                return Err(TransferError::peer(&packet.data));
+            }
+        }
         Ok(sent)
     }
 }

@@ -218,7 +218,13 @@ func TestLocalOneTransferForTwoBuildsOfOneSession(t *testing.T) {
 func TestLocalUnknownDirectoryIsAnError(t *testing.T) {
 	c := connect(t)
 	opt := client.SolveOpt{LocalMounts: map[string]fsutil.FS{"other": mount(t, t.TempDir())}}
-	_, _, err := solve(t, c, marshal(t, llb.Local("context")), opt)
+	_, err := c.Build(testContext(t), opt, "", func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+		def, err := llb.Local("context").Marshal(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return c.Solve(ctx, gateway.SolveRequest{Definition: def.ToPB(), Evaluate: true})
+	}, nil)
 	require.ErrorContains(t, err, `no access allowed to dir "context"`)
 }
 

@@ -44,7 +44,7 @@ pub enum TransferError {
 }
 
 impl TransferError {
-    pub(super) fn peer(message: &[u8]) -> TransferError {
+    pub(in crate::session) fn peer(message: &[u8]) -> TransferError {
         let message = String::from_utf8_lossy(&message[..message.len().min(MESSAGE)]).into_owned();
         TransferError::Peer { message }
     }

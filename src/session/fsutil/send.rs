@@ -51,7 +51,8 @@ pub struct Sent {
 }
 
 /// Sends `source` to the receiver at the other end of `packets` and `out`, whose end is the end of our
-/// side. `progress` is told of the bytes that were sent.
+/// side. `progress` is told of the bytes that were sent. What the receiver says after its `FIN` is the
+/// caller's to read.
 ///
 /// Cancellation safe as the module says.
 pub async fn send<S, E>(
@@ -112,15 +113,7 @@ where
                 thread.await?;
             }
             sent.bytes = shared.bytes.load(Ordering::Relaxed);
-            // Our side ends with the last sender.
-            drop(shared);
             progress(sent.bytes);
-            while let Some(packet) = packets.next().await {
-                if let PacketType::Err = packet.as_ref().map_or(PacketType::Fin, Packet::r#type) {
-                    return Err(TransferError::peer(&packet.map_err(Into::into)?.data));
-                }
-                packet.map_err(Into::into)?;
-            }
             Ok(sent)
         }
         Err(error) => {

@@ -362,3 +362,15 @@ fn modes_and_times_survive_the_wire() {
         assert!(FileStat::decode(Stat { path: "x".into(), mode, ..Stat::default() }).is_err(), "{mode:x}");
     }
 }
+
+#[tokio::test]
+async fn a_sender_is_done_when_the_receiver_says_so() {
+    // A sender that is the server of the call must end before the receiver ends its side.
+    let dirs = Dirs::new();
+    let (out, packets) = mpsc::channel(4);
+    let said = stream::iter([packet(PacketType::Fin)]).chain(stream::pending()).map(Packets::Ok);
+    let sent = send(&dirs.tasks, said, out, Arc::new(Vanishing), |_| ()).await.unwrap();
+    assert_eq!((sent.files, sent.entries <= 1), (0, true));
+    let all: Vec<Packet> = ReceiverStream::new(packets).collect().await;
+    assert!(all.iter().any(|packet| packet.r#type() == PacketType::Fin));
+}
