@@ -106,6 +106,7 @@ impl Web {
     ///
     /// Cancellation safe.
     pub(super) async fn resolve(&self, ctx: &Ctx, source: &HttpSource) -> Result<HttpFile, HttpError> {
+        refuse_signature(source)?;
         if let Some(file) = source.resolved.0.get() {
             return Ok(file.clone());
         }
@@ -121,6 +122,7 @@ impl Web {
     ///
     /// Cancellation safe.
     pub(super) async fn run(&self, ctx: &Ctx, source: &HttpSource) -> Result<ImmutableRef, HttpError> {
+        refuse_signature(source)?;
         let known = source.resolved.0.get().and_then(|file| file.reference.clone());
         if let Some(known) = known {
             return Ok(known);
@@ -245,6 +247,14 @@ impl Web {
     }
 }
 
+/// A signature that nobody checks is no signature.
+fn refuse_signature(source: &HttpSource) -> Result<(), HttpError> {
+    match source.signature {
+        Some(_) => Err(HttpError::Unsupported { what: "verifying the signature of an HTTP source" }),
+        None => Ok(()),
+    }
+}
+
 /// What the keys of a record begin with.
 mod key {
     pub(super) const ADDRESS: &str = "http:";
@@ -321,5 +331,64 @@ fn shown(address: &str) -> String {
             url.to_string()
         }
         Err(_) => address.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::op::HttpSignature;
+
+    fn source(url: &str) -> HttpSource {
+        HttpSource {
+            url: url.to_owned(),
+            checksum: None,
+            filename: None,
+            perm: None,
+            uid: 0,
+            gid: 0,
+            auth_header_secret: None,
+            headers: Vec::new(),
+            signature: None,
+            resolved: ResolvedFile::default(),
+        }
+    }
+
+    #[test]
+    fn a_signature_is_never_taken_on_trust() {
+        let (public_key, signature) = ("key".to_owned(), "signature".to_owned());
+        let signed = HttpSource {
+            signature: Some(HttpSignature { public_key, signature }),
+            ..source("http://h.test/a")
+        };
+        assert!(matches!(refuse_signature(&signed), Err(HttpError::Unsupported { .. })));
+        assert!(refuse_signature(&source("http://h.test/a")).is_ok());
+    }
+
+    #[test]
+    fn what_may_be_a_secret_is_not_shown() {
+        assert_eq!(shown("https://me:word@h.test:1/a/b?token=x#y"), "https://h.test:1/a/b");
+    }
+
+    #[test]
+    fn a_file_is_found_whatever_is_pinned_and_counts_by_what_it_is() {
+        let (plain, digest) = (source("http://h.test/a"), Digest::sha256("a"));
+        let pinned = HttpSource { checksum: Some(digest), ..plain.clone() };
+        assert_eq!(address_key_text(&plain), address_key_text(&pinned));
+        assert_ne!(
+            address_key(&plain),
+            address_key(&pinned),
+            "a download is shared by those who pin the same"
+        );
+        let other = HttpSource { uid: 1, ..plain.clone() };
+        assert_ne!(address_key_text(&plain), address_key_text(&other));
+        let file =
+            |name: &str| HttpFile { digest, filename: name.to_owned(), modified: None, reference: None };
+        assert_eq!(
+            Web::cache_key(&plain, &file("a")),
+            Web::cache_key(&source("http://h.test/b"), &file("a"))
+        );
+        assert_ne!(Web::cache_key(&plain, &file("a")), Web::cache_key(&plain, &file("b")));
+        assert_ne!(Web::cache_key(&plain, &file("a")), Web::cache_key(&other, &file("a")));
     }
 }

@@ -167,6 +167,24 @@ func TestHTTPSecretsAuthorise(t *testing.T) {
 	require.ErrorContains(t, err, "none")
 }
 
+func TestHTTPSecretsStayWithTheirServer(t *testing.T) {
+	thunkOnly(t, "it compares hosts without their ports")
+	c := connect(t)
+	target := newWeb(t, "text")
+	var first string
+	source := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		first = r.Header.Get("Authorization")
+		http.Redirect(rw, r, target.URL+"/file", http.StatusFound)
+	}))
+	t.Cleanup(source.Close)
+	secrets := secretsprovider.FromMap(map[string][]byte{"mine": []byte("Basic xyz")})
+	out, err := fetchHTTP(t, c, llb.HTTP(source.URL+"/file", llb.AuthHeaderSecret("mine")), secrets)
+	require.NoError(t, err)
+	require.Equal(t, []string{"-rw------- file text"}, tree(t, out))
+	require.Equal(t, "Basic xyz", first)
+	require.Empty(t, target.requests[0].Header.Get("Authorization"))
+}
+
 func TestHTTPUploadOfTheClient(t *testing.T) {
 	c := connect(t)
 	uploads := uploadprovider.New()
