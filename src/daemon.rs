@@ -79,9 +79,10 @@ use services::Services;
 pub const STOP_LIMIT: Duration = Duration::from_secs(4);
 /// How long calls may go on after the builds were cancelled.
 const CALL_GRACE: Duration = Duration::from_secs(2);
-/// Windows of the HTTP/2 connections, in bytes: a stream's and a connection's. Session tunnels carry archives.
+/// Windows of the HTTP/2 connections, in bytes: a stream's and a connection's. Session tunnels carry archives, and
+/// the small frames of trees, of which h2 lets more wait in a larger connection (`session/tunnel.rs`).
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 64 << 20;
 
 /// A daemon did not come up.
 #[derive(Debug, thiserror::Error)]

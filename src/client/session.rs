@@ -33,7 +33,8 @@ use crate::task::Tasks;
 
 /// Windows inside the tunnel, in bytes.
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+/// So large for the many small requests of a transfer: see the daemon's side of the tunnel.
+const CONNECTION_WINDOW: u32 = 256 << 20;
 /// Messages under way to the daemon.
 const AHEAD: usize = 4;
 

@@ -38,8 +38,11 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use crate::task::Tasks;
 
 /// Bytes that one answer may have under way before the client waits for us.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
+const STREAM_WINDOW: u32 = 2 << 20;
+/// Of all answers together. h2 ends a connection that has too many small frames that nobody has read yet, each
+/// counted as up to 256 bytes, with half of this window for the limit. The packets of a tree are small: a stream
+/// full of the smallest ones has to stay below it, several times over.
+const CONNECTION_WINDOW: u32 = 256 << 20;
 /// Go clients send error details with whole stacks in trailers.
 const HEADER_LIMIT: u32 = 1 << 20;
 /// Bounds a message to the client and, times [`WRITES_AHEAD`], the memory of a slow tunnel.
