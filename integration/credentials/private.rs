@@ -49,6 +49,9 @@ impl Theft {
     fn fails(&self, outcome: &Outcome) {
         let refusal = outcome.failure().message();
         assert!(self.image.layer_digests().iter().any(|layer| refusal.contains(layer)), "{refusal}");
+        // The layers are asked for where she has them as well, which is not for him to know.
+        let told = format!("{:?} {:?}", outcome.response, outcome.progress);
+        assert!(!told.contains("team/secret") && !told.contains("alice"), "{told}");
         let received = outcome.session.received(0).unwrap_or_default();
         for layer in &self.image.layers {
             let bytes = layer.source.as_ref().expect("a layer with bytes").to_bytes();

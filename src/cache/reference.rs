@@ -116,11 +116,11 @@ impl ImmutableRef {
         ImmutableRef(Arc::new(inner))
     }
 
-    /// The same state, with `first` before the handlers that it has.
+    /// The same state for who brings `first`: before the handlers that it has, which are others'.
     pub fn preferring(&self, first: &DescHandlers) -> ImmutableRef {
         let mut inner = Inner::clone(&self.0);
         let behind = std::mem::replace(&mut inner.handlers, first.clone());
-        inner.handlers.extend(&behind);
+        inner.handlers.extend(&behind.of_others());
         ImmutableRef(Arc::new(inner))
     }
 

@@ -24,6 +24,8 @@ pub(super) struct Candidate {
     pub ctx: Ctx,
     pub provider: Arc<dyn Provider>,
     pub origin: Option<Origin>,
+    /// The asker itself brought the place, so that it may be told of it.
+    pub own: bool,
     /// The asker is the node itself, which needs no right to what is here.
     pub by_node: bool,
 }
@@ -37,7 +39,12 @@ impl Candidate {
     }
 
     pub(super) fn refusal(&self, error: ProvideError) -> Refusal {
-        Refusal { origin: self.origin.clone(), error }
+        Refusal { origin: self.origin.clone(), own: self.own, error }
+    }
+
+    /// The place as the asker may be told it.
+    pub(super) fn told(&self) -> Option<Origin> {
+        self.origin.clone().filter(|_| self.own)
     }
 }
 
@@ -60,7 +67,8 @@ impl Inner {
         let by_node = handlers.is_empty();
         for handler in handlers {
             let provider = Arc::clone(&handler.provider);
-            all.push(Candidate { ctx: ctx.clone(), origin: provider.origin(), provider, by_node });
+            let (origin, own) = (provider.origin(), !handler.by_others);
+            all.push(Candidate { ctx: ctx.clone(), origin, own, provider, by_node });
         }
         let known = row.map_or(&[][..], |row| &row.origins);
         let (proven, said): (Vec<_>, Vec<_>) = known.iter().rev().partition(|k| k.proven);
@@ -70,7 +78,7 @@ impl Inner {
             }
             if let Some(provider) = self.connect.provider(&known.origin) {
                 let origin = Some(known.origin.clone());
-                all.push(Candidate { ctx: ctx.clone(), provider, origin, by_node });
+                all.push(Candidate { ctx: ctx.clone(), provider, origin, own: false, by_node });
             }
         }
         all

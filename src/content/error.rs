@@ -81,11 +81,15 @@ impl FetchError {
     }
 
     /// What to tell someone all of whose candidates refused: the first refusal that says more than
-    /// that the blob is not there.
+    /// that the blob is not there. Of places that it did not bring itself only if there is none that it
+    /// did, and without their names: whose they are is not for everybody.
     pub(super) fn refused(digest: Digest, refusals: Vec<Refusal>) -> FetchError {
-        let telling = refusals.iter().find(|r| !matches!(r.error, ProvideError::Gone { .. }));
-        let Some(Refusal { origin, error }) = telling.cloned() else {
-            return FetchError::Gone { digest, tried: refusals };
+        let (own, others): (Vec<_>, Vec<_>) = refusals.into_iter().partition(|refusal| refusal.own);
+        let tried =
+            if own.is_empty() { others.into_iter().map(Refusal::without_names).collect() } else { own };
+        let telling = tried.iter().find(|r| !matches!(r.error, ProvideError::Gone { .. }));
+        let Some(Refusal { origin, error, .. }) = telling.cloned() else {
+            return FetchError::Gone { digest, tried };
         };
         match error {
             ProvideError::Unauthorized { cause } => FetchError::Unauthorized { digest, origin, cause },
@@ -102,7 +106,24 @@ impl FetchError {
 #[derive(Clone, Debug)]
 pub struct Refusal {
     pub origin: Option<Origin>,
+    /// Whoever asked brought the place itself.
+    pub own: bool,
     pub error: ProvideError,
+}
+
+impl Refusal {
+    /// The kind of the answer, without what it says.
+    fn without_names(self) -> Refusal {
+        let cause = "it was asked for where this node knows it from";
+        let error = match self.error {
+            ProvideError::Gone { .. } => ProvideError::gone(cause),
+            ProvideError::Unauthorized { .. } => ProvideError::unauthorized(cause),
+            ProvideError::Unreachable { .. } => ProvideError::unreachable(cause),
+            ProvideError::Corrupt { .. } => ProvideError::corrupt(cause),
+            ProvideError::Cancelled => ProvideError::Cancelled,
+        };
+        Refusal { origin: None, own: false, error }
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -147,6 +168,33 @@ impl ContentError {
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ContentError::NoSpace,
             _ => ContentError::Io { action, path, source: Arc::new(source) },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(repository: &str, own: bool, error: ProvideError) -> Refusal {
+        Refusal { origin: Some(Origin::registry("r.example", repository)), own, error }
+    }
+
+    #[test]
+    fn a_place_that_others_brought_is_never_told() {
+        let digest = Digest::sha256("b");
+        let theirs = || refusal("theirs", false, ProvideError::unauthorized("r.example/theirs is private"));
+        let told =
+            FetchError::refused(digest, vec![theirs(), refusal("ours", true, ProvideError::gone("no"))]);
+        assert!(
+            matches!(told, FetchError::Gone { .. }),
+            "what was brought says that it is not there: {told}"
+        );
+        assert!(told.to_string().contains("r.example/ours"), "{told}");
+        let alone = FetchError::refused(digest, vec![theirs()]);
+        assert!(matches!(alone, FetchError::Unauthorized { origin: None, .. }), "{alone}");
+        for error in [told, alone] {
+            assert!(!format!("{error} {error:?}").contains("theirs"), "{error:?}");
         }
     }
 }

@@ -126,11 +126,13 @@ pub struct DescHandler {
     pub provider: Arc<dyn Provider>,
     /// Reported to whoever moves the bytes, under the vertex that named the blob.
     pub progress: Option<Arc<dyn TransferProgress>>,
+    /// Brought by somebody else than who asks with it: its place is not for errors.
+    pub by_others: bool,
 }
 
 impl DescHandler {
     pub fn new(provider: Arc<dyn Provider>) -> DescHandler {
-        DescHandler { provider, progress: None }
+        DescHandler { provider, progress: None, by_others: false }
     }
 
     pub fn with_progress(self, progress: Arc<dyn TransferProgress>) -> DescHandler {
@@ -162,6 +164,12 @@ impl DescHandlers {
                 self.add(*digest, handler.clone());
             }
         }
+    }
+
+    /// The same handlers for somebody who did not bring them.
+    pub fn of_others(mut self) -> DescHandlers {
+        self.0.values_mut().flatten().for_each(|handler| handler.by_others = true);
+        self
     }
 
     pub fn get(&self, digest: &Digest) -> &[DescHandler] {

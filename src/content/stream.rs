@@ -216,7 +216,7 @@ impl Passage {
     async fn settle(&mut self, source: Option<Source>) -> Result<(), FetchError> {
         let digest = self.descriptor.digest;
         let got = self.hasher.clone().finish();
-        let origin = source.as_ref().and_then(|s| s.candidate.origin.clone());
+        let origin = source.as_ref().and_then(|s| s.candidate.told());
         if got != digest {
             if let Some(source) = &source {
                 source.body.condemn();
