@@ -9,6 +9,7 @@
 //! - an archive that did not become whole does not end as one,
 //! - the same build succeeds once the fault is over.
 
+mod lost;
 mod matrix;
 mod mirrors;
 mod pull;

@@ -91,6 +91,7 @@ use crate::session::Sessions;
 use crate::task::Tasks;
 use event::Event;
 use event::Interest;
+use event::IsGone;
 use event::JobNumber;
 use event::WaiterNumber;
 use runner::Runner;
@@ -145,8 +146,10 @@ impl<O: Operate> Solver<O> {
         self.send(Event::Leave { job });
     }
 
-    fn lost(&self, job: JobNumber, edge: Edge) {
-        self.send(Event::Lost { job, edge });
+    async fn lost(&self, job: JobNumber, edge: Edge, is_gone: IsGone<O::Output>) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.send(Event::Lost { job, edge, is_gone, reply });
+        answer.await.unwrap_or(false)
     }
 
     /// Waits for an output. `Err(None)`: the job or the solver has ended.

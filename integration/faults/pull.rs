@@ -1,7 +1,7 @@
 //! Faults while an image is resolved and its blobs come.
 //!
-//! The exporter fetches what it needs; bytes that can't be had are looked for once more by running the
-//! source again, so that a layer is asked for twice as often as anything else.
+//! The exporter fetches what it needs. Bytes that can't be had are given up at once where no other
+//! record of the result has others: a layer is asked for as often as anything else.
 
 use super::TRIES;
 use super::matrix::End;
@@ -23,8 +23,8 @@ const GARBAGE: How = How::Garbage(b"a page that says how to log in");
 /// The client's redirects, and the request itself.
 const TURNS: usize = 11;
 
-/// What a GET can meet. `rounds` is how often all tries are made.
-fn lines(rounds: usize) -> Vec<Line> {
+/// What a GET can meet.
+fn lines() -> Vec<Line> {
     let line = |how, once: End, always: End| Line { how, once, always };
     let final_ones = [How::Status(403), How::Status(404)];
     let passing = [
@@ -44,22 +44,19 @@ fn lines(rounds: usize) -> Vec<Line> {
         How::LoseReply,
     ];
     let long = How::RetryAfter { status: 429, seconds: 60 };
-    // The second round meets a fault no more that happens once.
-    let refused_once = if rounds > 1 { Passes(2) } else { Fails(1) };
-    let mut lines: Vec<_> =
-        final_ones.into_iter().map(|how| line(how, refused_once, Fails(rounds))).collect();
+    let mut lines: Vec<_> = final_ones.into_iter().map(|how| line(how, Fails(1), Fails(1))).collect();
     // A token for what is said to be missing is asked for once.
-    lines.push(line(How::Status(401), Passes(2), Fails(rounds * 2)));
-    lines.extend(passing.into_iter().map(|how| line(how, Passes(2), Fails(rounds * TRIES))));
-    lines.push(line(long, refused_once, Fails(rounds)));
-    lines.push(line(How::RedirectLoop, Passes(2), Fails(rounds * TURNS)));
+    lines.push(line(How::Status(401), Passes(2), Fails(2)));
+    lines.extend(passing.into_iter().map(|how| line(how, Passes(2), Fails(TRIES))));
+    lines.push(line(long, Fails(1), Fails(1)));
+    lines.push(line(How::RedirectLoop, Passes(2), Fails(TURNS)));
     lines.push(line(How::WrongDigest, Passes(1), Passes(1)));
     lines
 }
 
 /// A token server is asked in another form before it is given up, and its answer has no digest.
 fn token() -> Vec<Line> {
-    let lines = with(lines(1), How::Status(401), Passes(2), Fails(2));
+    let lines = with(lines(), How::Status(401), Passes(2), Fails(2));
     let lines = with(lines, How::Status(404), Passes(2), Fails(2));
     // Within the token, where nobody looks.
     let lines = with(lines, How::FlipByte(120), Either(TRIES), Either(TRIES));
@@ -71,7 +68,7 @@ fn token() -> Vec<Line> {
 fn tag() -> Vec<Line> {
     let bodies =
         [How::ResetAfter(100), How::StallAfter(100), How::Truncate(100), How::FlipByte(120), GARBAGE];
-    let lines = with_all(lines(1), bodies, Passes(2), Passes(2));
+    let lines = with_all(lines(), bodies, Passes(2), Passes(2));
     let lines = with(lines, How::Status(401), Passes(2), Fails(2));
     let lengths = [How::WrongLength(1), How::WrongLength(-1), How::WrongDigest];
     let lines = with_all(lines, lengths, Passes(2), Fails(2));
@@ -91,13 +88,13 @@ fn one_more(end: End) -> End {
 
 /// After a first request that broke off: what is here stays, and only the rest is asked for.
 fn rest() -> Vec<Line> {
-    let lines: Vec<_> = lines(2)
+    let lines: Vec<_> = lines()
         .into_iter()
         .map(|line| Line { once: one_more(line.once), always: one_more(line.always), ..line })
         .collect();
     let lines = with(lines, How::FlipByte(120), Passes(2), Passes(2));
     // Whose bytes were damaged is not known until all come from one.
-    let lines = with(lines, How::FlipByte(40_000), Passes(3), Fails(2 * TRIES + 1));
+    let lines = with(lines, How::FlipByte(40_000), Passes(3), Fails(TRIES + 1));
     with_all(lines, [How::IgnoreRange, How::WrongContentRange], Passes(3), Passes(3))
 }
 
@@ -115,12 +112,12 @@ async fn every_fault_of_a_pull_ends_in_success_or_in_an_error_that_names_the_pla
         ..spot("", |s| Op::BlobGet.of(s.layer()), layer)
     };
     run(vec![
-        (of_layer, lines(2)),
+        (of_layer, lines()),
         (rest_of_layer, rest()),
         (spot("token", |_| Op::Token.into(), tag_of), token()),
         (spot("tag", |_| Op::ManifestHead.into(), tag_of), tag()),
-        (spot("manifest", |_| Op::ManifestGet.into(), manifest), lines(1)),
-        (spot("config", |s| Op::BlobGet.of(s.config()), config), lines(1)),
+        (spot("manifest", |_| Op::ManifestGet.into(), manifest), lines()),
+        (spot("config", |s| Op::BlobGet.of(s.config()), config), lines()),
     ])
     .await;
 }

@@ -44,6 +44,7 @@ use crate::export::ExportSource;
 use crate::export::ExportTarget;
 use crate::export::Exported;
 use crate::export::Exporters;
+use crate::export::PushFailure;
 use crate::oci::Descriptor;
 use crate::oci::Digest;
 use crate::ops::Worker;
@@ -51,6 +52,7 @@ use crate::ops::llb::Definition;
 use crate::progress::Journal;
 use crate::progress::Vertex;
 use crate::progress::VertexProgress;
+use crate::registry::PushError;
 use crate::session::Code;
 use crate::session::SessionError;
 use crate::session::SessionGroup;
@@ -70,9 +72,6 @@ use crate::solver::SolveReply;
 use crate::solver::SolveRequest;
 use crate::task::TaskFailed;
 use crate::task::Tasks;
-
-/// Exports are tried again this often if bytes are lost that another record may still have.
-const RETRIES: usize = 1;
 
 /// Attribute of an exporter for the time that everything in an image is given.
 const EPOCH_ATTRIBUTE: &str = "source-date-epoch";
@@ -250,19 +249,13 @@ impl Build {
     async fn build(&self, job: &Job<Worker>) -> Result<Built, BuildError> {
         let mut exports = self.check()?;
         let reply = self.solve(job).await?;
-        let mut retries = RETRIES;
+        let mut source = evaluate(&reply).await?;
+        if self.request.session_exporter {
+            exports.extend(self.session_exports(job, &source).await?);
+        }
         loop {
-            let source = evaluate(&reply).await?;
-            if self.request.session_exporter && retries == RETRIES {
-                exports.extend(self.session_exports(job, &source).await?);
-            }
-            match self.export(job, &exports, &source).await {
-                Err(error) if retries > 0 && lost_bytes(&error) => {
-                    tracing::info!(build = self.request.build, %error, "bytes of a result are lost");
-                    retries -= 1;
-                    reply.refs().for_each(|one| one.result.lost());
-                }
-                Err(error) => return Err(error.into()),
+            let error = match self.export(job, &exports, &source).await {
+                Err(error) => error,
                 Ok(mut built) => {
                     built.response.extend(source.frontend_response());
                     if self.request.session_exporter {
@@ -270,6 +263,14 @@ impl Build {
                     }
                     return Ok(built);
                 }
+            };
+            let Some(gone) = lost_blob(&error) else { return Err(error.into()) };
+            tracing::info!(build = self.request.build, %error, "bytes of a result are lost");
+            match elsewhere(&reply, gone).await {
+                Ok(Some(other)) => source = other,
+                Err(again) if again.is_cancelled() => return Err(again.into()),
+                // What could not be had is what the build failed for, whatever else went wrong then.
+                Ok(None) | Err(_) => return Err(error.into()),
             }
         }
     }
@@ -403,6 +404,13 @@ fn evaluate_boxed(one: &LazyResult<Worker>) -> BoxFuture<'_, Result<Option<Immut
     one.evaluate().boxed()
 }
 
+fn lost_boxed(
+    one: &LazyResult<Worker>,
+    is_gone: impl Fn(&ImmutableRef) -> bool + Send + Sync + 'static,
+) -> BoxFuture<'_, bool> {
+    one.lost(is_gone).boxed()
+}
+
 /// The vertex under which an export is reported.
 struct ExportVertex {
     ctx: Ctx,
@@ -446,9 +454,37 @@ fn refs(source: &ExportSource) -> impl Iterator<Item = &ImmutableRef> {
     single.into_iter().chain(many.into_iter().flat_map(|many| many.values().flatten()))
 }
 
-/// True if bytes of the result can't be had from anywhere, so that another record may help.
-fn lost_bytes(error: &ExportError) -> bool {
-    matches!(error, ExportError::Fetch(error) if FetchError::cannot_be_had(error))
+/// The blob whose bytes can't be had from anywhere, if that is why an export failed: another record may
+/// have others.
+fn lost_blob(error: &ExportError) -> Option<Digest> {
+    let error = match error {
+        ExportError::Fetch(error) => error,
+        ExportError::Push { source: PushFailure::Push(error), .. } => match error.as_ref() {
+            PushError::Body { cause, .. } => cause.downcast_ref()?,
+            _ => return None,
+        },
+        _ => return None,
+    };
+    FetchError::cannot_be_had(error).then(|| error.digest())
+}
+
+/// The result without the blob that is `gone`: from the next records, or by running ops again. None if
+/// there is no such result, which is found out without asking for the blob again.
+async fn elsewhere(reply: &SolveReply<Worker>, gone: Digest) -> Result<Option<ExportSource>, SolveError> {
+    let has_it = move |state: &ImmutableRef| state.blobs().any(|layer| layer.blob.digest == gone);
+    loop {
+        let source = evaluate(reply).await?;
+        if !refs(&source).any(has_it) {
+            return Ok(Some(source));
+        }
+        let mut given_up = false;
+        for one in reply.refs() {
+            given_up |= lost_boxed(&one.result, has_it).await;
+        }
+        if !given_up {
+            return Ok(None);
+        }
+    }
 }
 
 /// None if the client does not have the service that was called.

@@ -1,15 +1,19 @@
 //! What follows when a task of a node ends: the other half of the [`Scheduler`]'s transitions.
 
+use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::error::Cause;
 use super::error::VertexError;
 use super::event::Effect;
+use super::event::IsGone;
 use super::event::RunOutputs;
 use super::index::Answer;
 use super::index::Stored;
 use super::key::EdgeKey;
 use super::key::Key;
+use super::scheduler::Nodes;
 use super::scheduler::Scheduler;
 use super::state::Content;
 use super::state::Level;
@@ -282,6 +286,46 @@ impl<R: Clone> Scheduler<R> {
         let slot = &self.nodes[id].slots[slot as usize];
         let (input, output) = (slot.input, slot.output);
         self.lose(input, output)
+    }
+
+    /// Gives up a result, and with it the inputs' results that have what is gone: the op would only make
+    /// the same of them again. False if nothing is left to try, or if the result does not have it.
+    pub(super) fn lose_all(&mut self, id: NodeId, output: u32, is_gone: &IsGone<R>) -> bool {
+        let is_gone = |nodes: &Nodes<R>, (id, output): (NodeId, u32)| match nodes[id].outputs.get(&output) {
+            Some((result, _)) => result.as_ref().is_some_and(&**is_gone),
+            None => false,
+        };
+        if !self.nodes[id].outputs.contains_key(&output) {
+            // It was given up already.
+            return true;
+        }
+        if !is_gone(&self.nodes, (id, output)) {
+            return false;
+        }
+        // In the order of their numbers inputs come before what they are inputs of.
+        let mut lost = BTreeSet::from([(id, output)]);
+        let mut stack = vec![id];
+        while let Some(id) = stack.pop() {
+            self.steps += 1 + self.nodes[id].slots.len() as u64;
+            for slot in &self.nodes[id].slots {
+                let input = (slot.input, slot.output);
+                if is_gone(&self.nodes, input) && lost.insert(input) {
+                    stack.push(slot.input);
+                }
+            }
+        }
+        let mut given_up = HashSet::new();
+        for (id, output) in lost {
+            let node = &mut self.nodes[id];
+            if node.slots.iter().any(|slot| given_up.contains(&slot.input)) {
+                // Of other inputs it makes something else.
+                node.remade = 0;
+            }
+            if self.lose(id, output) {
+                given_up.insert(id);
+            }
+        }
+        given_up.contains(&id)
     }
 
     /// Gives up a result, so that the next record is tried, or the op run. False if it was made anew

@@ -44,6 +44,9 @@ pub struct Interest {
 /// Answers a waiter. `Err(None)` says that the job is over.
 pub type Reply<R> = oneshot::Sender<Result<Option<R>, Option<Arc<VertexError>>>>;
 
+/// Whether a result consists of what can't be had.
+pub type IsGone<R> = Arc<dyn Fn(&R) -> bool + Send + Sync>;
+
 /// Something happened.
 pub enum Event<R> {
     /// A job has a graph.
@@ -52,8 +55,8 @@ pub enum Event<R> {
     Want { job: JobNumber, waiter: WaiterNumber, edge: Edge, reply: Reply<R> },
     /// A caller has stopped waiting.
     Unwant { waiter: WaiterNumber },
-    /// Bytes of a result can't be had.
-    Lost { job: JobNumber, edge: Edge },
+    /// Bytes of a result can't be had. The answer says whether it can come from elsewhere.
+    Lost { job: JobNumber, edge: Edge, is_gone: IsGone<R>, reply: oneshot::Sender<bool> },
     /// A job is over.
     Leave { job: JobNumber },
     /// A task has ended.
@@ -111,6 +114,11 @@ pub enum Effect<R> {
         reply: Reply<R>,
         answer: Result<Option<R>, Option<Arc<VertexError>>>,
     },
+    /// Answers whether something was given up.
+    Told {
+        reply: oneshot::Sender<bool>,
+        given_up: bool,
+    },
     /// Reports a vertex that is never run, since what needs it is known.
     Skipped(Arc<Shell>),
     /// Reports a vertex whose result comes from the run of another: that it waits, and how it ended.
@@ -133,6 +141,7 @@ impl<R> Effect<R> {
             Effect::Cancel { .. }
             | Effect::Store(_)
             | Effect::Reply { .. }
+            | Effect::Told { .. }
             | Effect::Skipped(_)
             | Effect::Joined { .. } => None,
         }

@@ -337,8 +337,11 @@ impl<O: Operate> LazyResult<O> {
     }
 
     /// Says that bytes of the result can't be had, so that the next evaluation comes from another
-    /// record, or from running the op.
-    pub fn lost(&self) {
-        self.0.solver.lost(self.0.job, self.0.edge);
+    /// record, or from running the op. So do those of its inputs' results that are gone as well. False
+    /// if there is nowhere left for it to come from.
+    ///
+    /// Cancellation safe: what is given up is given up.
+    pub async fn lost(&self, is_gone: impl Fn(&O::Output) -> bool + Send + Sync + 'static) -> bool {
+        self.0.solver.lost(self.0.job, self.0.edge, Arc::new(is_gone)).await
     }
 }

@@ -142,6 +142,7 @@ impl<O: Operate> Runner<O> {
                 // A caller that has just gone needs no answer.
                 let _ = reply.send(answer);
             }
+            Effect::Told { reply, given_up } => drop(reply.send(given_up)),
             Effect::Skipped(shell) => shell.progress.cached(),
             Effect::Joined { shell, ended } => match ended {
                 None => shell.progress.start(),

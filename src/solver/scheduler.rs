@@ -164,10 +164,11 @@ impl<R: Clone> Scheduler<R> {
                 // Nobody is there to be answered.
                 drop(self.withdraw(waiter));
             }
-            Event::Lost { job, edge } => {
-                if let Some(&node) = self.jobs.get(&job).and_then(|mine| mine.by_digest.get(&edge.vertex)) {
-                    self.lose(node, edge.output);
-                }
+            Event::Lost { job, edge, is_gone, reply } => {
+                let mine = self.jobs.get(&job);
+                let node = mine.and_then(|mine| mine.by_digest.get(&edge.vertex)).copied();
+                let given_up = node.is_some_and(|node| self.lose_all(node, edge.output, &is_gone));
+                self.effects.push(Effect::Told { reply, given_up });
             }
             Event::Leave { job } => self.leave(job),
             Event::Ended { task, ending } => self.ended(task, ending),

@@ -192,7 +192,11 @@ impl World {
             }
             Act::Lose { job, salt, vertex, output } => {
                 let edge = Edge { vertex: plan.digests(salt)[vertex], output };
-                self.tell(Event::Lost { job: JobNumber(job), edge });
+                // Every other time its inputs have lost the same.
+                let (value, all) = (plan.values()[vertex][output as usize], self.dice.chance(50));
+                let is_gone = Arc::new(move |result: &u64| all || *result == value);
+                let (reply, _) = oneshot::channel();
+                self.tell(Event::Lost { job: JobNumber(job), edge, is_gone, reply });
             }
             Act::Leave { job } => self.leave(job),
         }
@@ -213,7 +217,7 @@ impl World {
                 Effect::Reply { reply, answer } => {
                     let _ = reply.send(answer);
                 }
-                Effect::Skipped(_) | Effect::Joined { .. } => {}
+                Effect::Told { .. } | Effect::Skipped(_) | Effect::Joined { .. } => {}
                 Effect::Run { task, shell, inputs } => {
                     self.begin_run(task, shell.vertex.digest, &inputs);
                     self.pending.insert(task, Effect::Run { task, shell, inputs });
