@@ -1,0 +1,309 @@
+package conformance
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
+	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/secrets/secretsprovider"
+	"github.com/moby/buildkit/session/sshforward/sshprovider"
+	"github.com/moby/buildkit/util/entitlements"
+	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ssh/agent"
+)
+
+// box is an image with busybox, for which the machine's own program stands in.
+func box(t *testing.T, r registry) llb.State {
+	t.Helper()
+	program, err := os.ReadFile("/usr/bin/busybox")
+	if errors.Is(err, os.ErrNotExist) {
+		program, err = os.ReadFile("/bin/busybox")
+	}
+	require.NoError(t, err, "busybox is not installed: Debian's busybox-static")
+	img := newImageOf(t, map[string][]byte{
+		"bin/busybox": program,
+		"bin/sh":      program,
+		"etc/passwd":  []byte("web:x:33:44::/:/bin/sh\n"),
+		"etc/group":   []byte("audio:x:29:web\n"),
+	})
+	return llb.Image(r.push(unique("box-"), "latest", img)).AddEnv("PATH", "/bin")
+}
+
+// newImageOf makes an image of one layer with these files.
+func newImageOf(t *testing.T, files map[string][]byte) image {
+	t.Helper()
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		require.NoError(t, w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(files[name]))}))
+		_, err := w.Write(files[name])
+		require.NoError(t, err)
+	}
+	require.NoError(t, w.Close())
+	img := image{blobs: map[digest.Digest][]byte{}}
+	img.layers = append(img.layers, img.add(ocispecs.MediaTypeImageLayer, archive.Bytes()))
+	desc := img.add(ocispecs.MediaTypeImageConfig, encode(t, ocispecs.Image{
+		Platform: ocispecs.Platform{OS: "linux", Architecture: "amd64"},
+		RootFS:   ocispecs.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(archive.Bytes())}},
+	}))
+	img.config = desc.Digest
+	img.root = img.add(ocispecs.MediaTypeImageManifest, encode(t, ocispecs.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispecs.MediaTypeImageManifest,
+		Config:    desc,
+		Layers:    img.layers,
+	}))
+	return img
+}
+
+func sh(script string) llb.RunOption { return llb.Args([]string{"/bin/busybox", "sh", "-c", script}) }
+
+// run runs a step and gives what it printed.
+func run(t *testing.T, c *client.Client, state llb.State, opt client.SolveOpt) (string, error) {
+	t.Helper()
+	def := marshal(t, state)
+	ch := make(chan *client.SolveStatus)
+	printed := make(chan string, 1)
+	go func() {
+		var text strings.Builder
+		for status := range ch {
+			for _, log := range status.Logs {
+				text.Write(log.Data)
+			}
+		}
+		printed <- text.String()
+	}()
+	_, err := c.Solve(testContext(t), def, opt, ch)
+	return <-printed, err
+}
+
+func prints(t *testing.T, c *client.Client, expected string, state llb.State, opt client.SolveOpt) {
+	t.Helper()
+	text, err := run(t, c, state, opt)
+	require.NoError(t, err, text)
+	require.Equal(t, expected, text)
+}
+
+func TestAProcessIsWhatItWasAskedToBe(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	base := box(t, r)
+	for name, test := range map[string]struct {
+		expected string
+		options  []llb.RunOption
+	}{
+		"environment":       {"a b\n", []llb.RunOption{sh("echo $A"), llb.AddEnv("A", "a b")}},
+		"working directory": {"/made/here\n0:0\n", []llb.RunOption{sh("busybox pwd; busybox stat -c %u:%g ."), llb.Dir("/made/here")}},
+		"user by name":      {"33\n44 29\n", []llb.RunOption{sh("busybox id -u; busybox id -G"), llb.User("web")}},
+		"user and group":    {"33\n29\n", []llb.RunOption{sh("busybox id -u; busybox id -G"), llb.User("web:audio")}},
+		"user by number":    {"1000\n0\n", []llb.RunOption{sh("busybox id -u; busybox id -G"), llb.User("1000")}},
+		"host name":         {"thunkbox\n", []llb.RunOption{sh("busybox hostname"), llb.Hostname("thunkbox")}},
+		"default host name": {"buildkitsandbox\n", []llb.RunOption{sh("busybox hostname")}},
+		"extra host":        {"192.0.2.7\tdb\n", []llb.RunOption{sh("busybox grep db$ /etc/hosts"), llb.AddExtraHost("db", net.ParseIP("192.0.2.7"))}},
+		"no network":        {"1\n", []llb.RunOption{sh("busybox ip -o link | busybox wc -l"), llb.Network(llb.NetModeNone)}},
+		"ulimit":            {"99\n100\n", []llb.RunOption{sh("ulimit -Sn; ulimit -Hn"), llb.AddUlimit(llb.UlimitNofile, 99, 100)}},
+		"valid exit code":   {"", []llb.RunOption{sh("exit 7"), llb.ValidExitCodes(7)}},
+		"proxy":             {"p p\n", []llb.RunOption{sh("echo $HTTP_PROXY $http_proxy"), llb.WithProxy(llb.ProxyEnv{HTTPProxy: "p"})}},
+		"capabilities":      {"00000000a80425fb\n0\n2\n", []llb.RunOption{sh("busybox awk '/^(CapEff|NoNewPrivs|Seccomp):/ { print $2 }' /proc/self/status")}},
+		"first process":     {"1\n", []llb.RunOption{sh("echo $$")}},
+		"shared memory":     {"tmpfs\n", []llb.RunOption{sh("busybox stat -f -c %T /dev/shm")}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			options := append(test.options, llb.IgnoreCache)
+			prints(t, c, test.expected, base.Run(options...).Root(), client.SolveOpt{})
+		})
+	}
+}
+
+func TestAReadOnlyRootIsNotWritten(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	step := box(t, r).Run(sh("echo 2>/dev/null > /x || echo refused"), llb.ReadonlyRootFS(), llb.IgnoreCache)
+	prints(t, c, "refused\n", step.AddMount("/out", llb.Scratch()), client.SolveOpt{})
+}
+
+func TestAStepSeesWhatTheOneBeforeWrote(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	first := box(t, r).Run(sh("echo one > /file; busybox rm /etc/group; busybox mkdir /dir")).Root()
+	prints(t, c, "one\ngone\n/dir\n", first.Run(sh("busybox cat /file; [ -e /etc/group ] || echo gone; echo /d*r")).Root(), client.SolveOpt{})
+}
+
+func TestAFailedProcessTellsItsExitCode(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+
+	text, err := run(t, c, box(t, r).Run(sh("echo before; exit 42")).Root(), client.SolveOpt{})
+
+	require.Equal(t, "before\n", text)
+	require.ErrorContains(t, err, `process "/bin/busybox sh -c echo before; exit 42" did not complete successfully: exit code: 42`)
+	var exit *gwpb.ExitError
+	require.True(t, errors.As(err, &exit), "%+v", err)
+	require.Equal(t, uint32(42), exit.ExitCode)
+}
+
+func TestAProgramThatIsMissingIsAFailure(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+
+	_, err := run(t, c, box(t, r).Run(llb.Args([]string{"/nothing"})).Root(), client.SolveOpt{})
+
+	require.ErrorContains(t, err, `process "/nothing" did not complete successfully: exit code: 1`)
+}
+
+func TestAStepRunsOnceAndIsFoundThen(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	state := box(t, r).Run(sh("echo ran")).Root()
+	prints(t, c, "ran\n", state, client.SolveOpt{})
+	prints(t, c, "", state, client.SolveOpt{})
+}
+
+func TestMountsOfAStep(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	base := box(t, r)
+	source := base.Run(sh("busybox mkdir -p /d/sub; echo text > /d/sub/file; echo other > /d/top")).Root()
+	for name, test := range map[string]struct {
+		expected string
+		script   string
+		mount    llb.RunOption
+	}{
+		"read-only":     {"text\nrefused\n", "busybox cat /m/d/sub/file; echo x 2>/dev/null > /m/x || echo refused", llb.AddMount("/m", source, llb.Readonly)},
+		"selector":      {"text\n", "busybox cat /m/file", llb.AddMount("/m", source, llb.Readonly, llb.SourcePath("/d/sub"))},
+		"one file":      {"other\n", "busybox cat /m", llb.AddMount("/m", source, llb.Readonly, llb.SourcePath("/d/top"))},
+		"written":       {"text\nx\n", "busybox cat /m/d/sub/file; echo x > /m/x; busybox cat /m/x", llb.AddMount("/m", source)},
+		"forced no out": {"x\n", "echo x > /m/x; busybox cat /m/x", llb.AddMount("/m", source, llb.ForceNoOutput)},
+		"tmpfs":         {"1024\n", "busybox df -k /m | busybox awk 'NR == 2 { print $2 }'", llb.AddMount("/m", llb.Scratch(), llb.Tmpfs(llb.TmpfsSize(1<<20)))},
+		"scratch":       {"0\n", "busybox ls /m | busybox wc -l", llb.AddMount("/m", llb.Scratch())},
+		"relative":      {"text\n", "busybox cat /m/file", llb.AddMount("m", source, llb.Readonly, llb.SourcePath("/d/sub"))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			prints(t, c, test.expected, base.Run(sh(test.script), test.mount, llb.IgnoreCache).Root(), client.SolveOpt{})
+		})
+	}
+}
+
+func TestAMountsOutputIsWhatWasWrittenToIt(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	base := box(t, r)
+	step := base.Run(sh("echo made > /out/file; echo also > /beside"))
+	out := step.AddMount("/out", llb.Scratch())
+	prints(t, c, "made\n1\nno\n", base.Run(sh("busybox cat /m/file; busybox ls /m | busybox wc -l; [ -e /beside ] || echo no"), llb.AddMount("/m", out, llb.Readonly)).Root(), client.SolveOpt{})
+}
+
+func TestMountPointsDoNotStayInTheResult(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	base := box(t, r)
+	first := base.Run(sh("true"), llb.AddMount("/point", llb.Scratch(), llb.ForceNoOutput)).Root()
+	look := "for f in /point /etc/hosts /etc/resolv.conf; do [ -e /m$f ] && echo $f; done; true"
+	prints(t, c, "", base.Run(sh(look), llb.AddMount("/m", first, llb.Readonly)).Root(), client.SolveOpt{})
+}
+
+func TestACacheMountKeepsWhatWasWritten(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	base := box(t, r)
+	for name, sharing := range map[string]llb.CacheMountSharingMode{
+		"shared": llb.CacheMountShared, "private": llb.CacheMountPrivate, "locked": llb.CacheMountLocked,
+	} {
+		t.Run(name, func(t *testing.T) {
+			id := unique("cache-")
+			mount := func(initial llb.State) llb.RunOption {
+				return llb.AddMount("/cache", initial, llb.AsPersistentCacheDir(id, sharing))
+			}
+			step := func(script string, initial llb.State) llb.State {
+				return base.Run(sh(script), mount(initial), llb.IgnoreCache).Root()
+			}
+			prints(t, c, "", step("echo kept > /cache/file", llb.Scratch()), client.SolveOpt{})
+			prints(t, c, "kept\n", step("busybox cat /cache/file", llb.Scratch()), client.SolveOpt{})
+			prints(t, c, "busybox sh\nnot\n", step("echo $(busybox ls /cache/bin); [ -e /cache/file ] || echo not", base), client.SolveOpt{})
+		})
+	}
+}
+
+func TestASecretIsAFileOrAVariable(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	base := box(t, r)
+	opt := client.SolveOpt{Session: []session.Attachable{secretsprovider.FromMap(map[string][]byte{"s": []byte("hidden")})}}
+	file := func(script string, options ...llb.SecretOption) llb.State {
+		return base.Run(sh(script), llb.AddSecret("/run/s", append(options, llb.SecretID("s"))...), llb.IgnoreCache).Root()
+	}
+	prints(t, c, "hidden5:6 440\n", file("busybox cat /run/s; busybox stat -c '%u:%g %a' /run/s", llb.SecretFileOpt(5, 6, 0o440)), opt)
+	prints(t, c, "hidden\n", base.Run(sh("echo $S"), llb.AddSecret("S", llb.SecretID("s"), llb.SecretAsEnv(true)), llb.IgnoreCache).Root(), opt)
+	absent := func(options ...llb.SecretOption) llb.State {
+		return base.Run(sh("[ -e /run/none ] || echo none"), llb.AddSecret("/run/none", append(options, llb.SecretID("none"))...), llb.IgnoreCache).Root()
+	}
+	prints(t, c, "none\n", absent(llb.SecretOptional), opt)
+	_, err := run(t, c, absent(), opt)
+	require.ErrorContains(t, err, "secret none: not found")
+}
+
+func TestAnAgentIsForwarded(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	base := box(t, r)
+	directory, err := os.MkdirTemp("", "agent")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(directory) })
+	path := filepath.Join(directory, "s")
+	listener, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			connection, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _ = agent.ServeAgent(agent.NewKeyring(), connection) }()
+		}
+	}()
+	provider, err := sshprovider.NewSSHAgentProvider([]sshprovider.AgentConfig{{ID: "key", Paths: []string{path}}})
+	require.NoError(t, err)
+	opt := client.SolveOpt{Session: []session.Attachable{provider}}
+	look := "busybox stat -c '%u:%g %a' $SSH_AUTH_SOCK"
+	prints(t, c, "7:8 640\n", base.Run(sh(look), llb.AddSSHSocket(llb.SSHID("key"), llb.SSHSocketOpt("/run/agent", 7, 8, 0o640)), llb.IgnoreCache).Root(), opt)
+	other := base.Run(sh("true"), llb.AddSSHSocket(llb.SSHID("other")), llb.IgnoreCache).Root()
+	_, err = run(t, c, other, opt)
+	require.Error(t, err)
+	prints(t, c, "none\n", base.Run(sh("[ -e /run/agent ] || echo none"), llb.AddSSHSocket(llb.SSHID("other"), llb.SSHOptional, llb.SSHSocketTarget("/run/agent")), llb.IgnoreCache).Root(), opt)
+}
+
+func TestRightsThatWereNotGrantedAreRefused(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	base := box(t, r)
+	for name, option := range map[string]llb.RunOption{
+		"network.host": llb.Network(llb.NetModeHost), "security.insecure": llb.Security(llb.SecurityModeInsecure),
+	} {
+		_, err := run(t, c, base.Run(sh("true"), option).Root(), client.SolveOpt{})
+		require.ErrorContains(t, err, name+" is not allowed")
+		_, err = run(t, c, base.Run(sh("true"), option).Root(), client.SolveOpt{AllowedEntitlements: []string{entitlements.EntitlementNetworkHost.String(), entitlements.EntitlementSecurityInsecure.String()}})
+		require.ErrorContains(t, err, "not allowed")
+	}
+}
+
+func TestCancellingABuildKillsItsProcess(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	ctx, cancel := context.WithCancel(testContext(t))
+	ch := make(chan *client.SolveStatus)
+	ended := make(chan error, 1)
+	def := marshal(t, box(t, r).Run(sh("echo started; busybox sleep 10000"), llb.IgnoreCache).Root())
+	go func() {
+		_, err := c.Solve(ctx, def, client.SolveOpt{}, ch)
+		ended <- err
+	}()
+	for status := range ch {
+		if len(status.Logs) > 0 {
+			cancel()
+		}
+	}
+	require.ErrorContains(t, <-ended, "canceled")
+	cancel()
+}
