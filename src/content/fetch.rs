@@ -21,6 +21,7 @@ use crate::ctx::Cancelled;
 use crate::ctx::Ctx;
 use crate::lease::Lease;
 use crate::oci::Descriptor;
+use crate::oci::Digest;
 
 use flight::Fetch;
 use flight::Outcome;
@@ -65,6 +66,11 @@ impl Inner {
                     return Ok(());
                 }
                 Residency::Evicting { ended, .. } => ended.cancelled().await,
+                Residency::Fetching(_) if let Some(size) = self.made_here(&digest)? => {
+                    right_size(descriptor, size)?;
+                    add(&self.counters.cached_bytes, size);
+                    return Ok(());
+                }
                 Residency::Fetching(fetch) => {
                     // A fetch for another size is for a wrong descriptor, theirs or ours: its end tells.
                     let same = fetch.descriptor().size == descriptor.size;
@@ -72,7 +78,7 @@ impl Inner {
                         Some(waiter) => {
                             add(&self.counters.joined, 1);
                             follow(self.follower(&fetch));
-                            return self.await_landing(waiter, ctx, descriptor, handlers, false).await;
+                            return self.land(waiter, ctx, descriptor, handlers, false).await;
                         }
                         None => drop(fetch.landed().await),
                     }
@@ -86,7 +92,7 @@ impl Inner {
                         add(&self.counters.fetches, 1);
                         follow(self.follower(&fetch));
                         drop(self.tasks.spawn("fetch", transfer::run(Arc::clone(self), fetch)));
-                        return self.await_landing(waiter, ctx, descriptor, handlers, true).await;
+                        return self.land(waiter, ctx, descriptor, handlers, true).await;
                     }
                 }
             }
@@ -109,6 +115,31 @@ impl Inner {
         let candidates = self.candidates(ctx, handlers, row.as_ref());
         let progress = handlers.iter().filter_map(|h| h.progress.clone()).collect();
         Ok(fetch.board(candidates, progress))
+    }
+
+    /// The size of a blob that was made here while it was being fetched. Its file is whole and everybody's,
+    /// whatever comes of the fetch.
+    fn made_here(&self, digest: &Digest) -> Result<Option<u64>, FetchError> {
+        let Some(size) = self.disk.size_of(digest) else { return Ok(None) };
+        Ok(self.row(digest)?.filter(|row| row.local).map(|_| size))
+    }
+
+    /// What a fetch comes to for one who waits for it.
+    async fn land(
+        self: &Arc<Self>,
+        waiter: Waiter,
+        ctx: &Ctx,
+        descriptor: &Descriptor,
+        handlers: &[DescHandler],
+        began: bool,
+    ) -> Result<(), FetchError> {
+        match self.await_landing(waiter, ctx, descriptor, handlers, began).await {
+            Err(error) => match self.made_here(&descriptor.digest)? {
+                Some(size) => right_size(descriptor, size),
+                None => Err(error),
+            },
+            landed => landed,
+        }
     }
 
     async fn await_landing(

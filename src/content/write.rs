@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 
 use super::ContentError;
 use super::Inner;
@@ -68,6 +69,10 @@ impl Inner {
             let (digest, size) = (new.digest(), new.size());
             // First held, then visible: the collector takes what nobody holds.
             let lease = inner.leases.hold(digest);
+            // An eviction that began before that would take the new file for the old one.
+            while let Some(Residency::Evicting { ended, .. }) = inner.table.get(&digest) {
+                Handle::current().block_on(ended.cancelled());
+            }
             new.commit()?;
             Ok::<_, ContentError>(Ok((Descriptor::new(media_type, digest, size), lease, made)))
         });

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::super::*;
 use super::harness::*;
 use crate::lease::Owner;
@@ -88,4 +90,48 @@ async fn the_store_is_an_oci_layout() {
     let index: crate::oci::Index =
         serde_json::from_slice(&std::fs::read(root.join("index.json")).unwrap()).unwrap();
     assert!(index.manifests.is_empty());
+}
+
+/// Whoever read a blob that had just been made here waited for a fetch of the same bytes, and failed with it.
+#[tokio::test]
+async fn a_blob_that_is_made_while_it_is_fetched_is_there_whatever_comes_of_the_fetch() {
+    const SIZE: u64 = 1 << 20;
+    let (f, all) = (Fixture::new(), bytes(1, SIZE));
+    let (blob, alice, bob) = (layer(&all), client("alice"), client("bob"));
+    let script = Script { stall_at: Some(SIZE / 2), break_at: Some((SIZE / 2, 9)), ..Script::default() };
+    let fake = Fake::with(origin("a"), &all, script);
+    let handlers = fake.handlers(&blob);
+    let mut first = Box::pin(f.store.fetch(&alice, &blob, &handlers));
+    assert!(futures::poll!(&mut first).is_pending());
+    fake.has_served(SIZE / 2).await;
+    let (written, _lease) = f.store.write(blob.media_type.clone(), all.clone()).await.unwrap();
+    assert_eq!(written.digest, blob.digest);
+    assert_eq!(f.store.read(&bob, &blob, &handlers, SIZE).await.unwrap(), all);
+    fake.gate.add_permits(1);
+    let _lease = first.await.unwrap();
+    assert_eq!(fake.opens(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_is_made_while_an_older_one_is_evicted_is_not_taken_for_it() {
+    let (f, all) = (Fixture::new(), bytes(1, 1000));
+    let (blob, old) = f.store.write("m", all.clone()).await.unwrap();
+    drop(old);
+    let inner = Arc::clone(&f.store.inner);
+    assert!(inner.table.begin_eviction(&blob.digest, blob.size, &inner.leases));
+    let made = all.clone();
+    let make = f.store.produce("m", move |to| to.write_all(&made));
+    let mut make = Box::pin(make);
+    while !inner.leases.is_held(&blob.digest) {
+        assert!(futures::poll!(&mut make).is_pending());
+        tokio::task::yield_now().await;
+    }
+    // All of it is made now, and it must come no further.
+    let waits = tokio::time::timeout(Duration::from_millis(100), &mut make).await;
+    assert!(waits.is_err(), "its file is beside the one that is being deleted");
+    inner.disk.remove_blob(&blob.digest).unwrap();
+    inner.table.end_eviction(&blob.digest, false);
+    let (new, _lease, ()) = make.await.unwrap().unwrap();
+    assert_eq!(new.digest, blob.digest);
+    assert_eq!(std::fs::read(f.blob_path(&blob.digest)).unwrap(), all);
 }
