@@ -209,6 +209,7 @@ func TestMountPointsDoNotStayInTheResult(t *testing.T) {
 }
 
 func TestACacheMountKeepsWhatWasWritten(t *testing.T) {
+	thunkOnly(t, "seen with 0.33.0: the next build does not find a cache mount that began empty")
 	c, r := connect(t), newRegistry(t)
 	base := box(t, r)
 	for name, sharing := range map[string]llb.CacheMountSharingMode{
