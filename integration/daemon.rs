@@ -79,7 +79,12 @@ fn addresses(daemon: &Daemon) -> Vec<String> {
 fn a_key_or_a_flag_without_a_use_is_one_warning() {
     let mut daemon = Daemon::start_with(daemon_with(
         "proxyNetwork = true\n[otel]\nsocketPath = \"/x\"\n[made.up]\nkey = 1\n",
-        &["--oci-worker=true", "--containerd-worker=false", "--oci-worker-gc=false", "-oci-worker-net=host"],
+        &[
+            "--oci-worker=true",
+            "--containerd-worker=false",
+            "--oci-worker-gc=false",
+            "-oci-cni-worker-path=/x",
+        ],
     ));
     daemon.terminate();
     let log = daemon.log();
@@ -89,7 +94,7 @@ fn a_key_or_a_flag_without_a_use_is_one_warning() {
         "buildkitd.toml:1: proxyNetwork is accepted and not used",
         "buildkitd.toml:3: otel.socketPath is accepted and not used",
         "buildkitd.toml:5: made.up.key is not a key that is known, and is not used",
-        "--oci-worker-net is accepted and not used",
+        "--oci-cni-worker-path is accepted and not used",
     ] {
         assert_eq!(warnings.iter().filter(|line| line.contains(text)).count(), 1, "{text}\n{log}");
     }
