@@ -248,7 +248,6 @@ pub struct Part {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-#[expect(clippy::large_enum_variant, reason = "a chain has few of them, and almost all are the large one")]
 pub(super) enum ChangeSet {
     Blob(Box<Layer>),
     Made(Made),

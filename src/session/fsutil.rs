@@ -10,7 +10,7 @@
 //!   FIN                       ──▶
 //! ```
 //!
-//! [`receive`] makes a directory what the sender says, and [`send`] is the other side. A daemon receives
+//! [`mod@receive`] makes a directory what the sender says, and [`mod@send`] is the other side. A daemon receives
 //! the local sources of a client and sends it the results of local exporters.
 //!
 //! # Invariants
