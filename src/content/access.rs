@@ -196,7 +196,13 @@ impl Inner {
                 let ctx = candidate.ctx.with_cancel(token);
                 let candidate = Arc::new(Candidate { ctx, ..candidate.clone() });
                 let read = Arc::clone(&candidate);
+                let shown = matches!(read.origin, Some(Origin::SessionStore { .. }))
+                    && read.ctx.sessions().open().iter().any(|s| s.has_shown(&descriptor.digest));
                 let work = async move {
+                    if shown {
+                        // Since this asker looked.
+                        return Ok(());
+                    }
                     inner.read_through(&read, &descriptor).await?;
                     inner.had(&read, &descriptor);
                     inner.prove(&descriptor, read.origin.as_ref()).await;
