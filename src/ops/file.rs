@@ -3,6 +3,11 @@
 //! Each action has its base changed in a file system of its own, which is committed. A chain of actions whose
 //! intermediate results nobody else needs goes on in one.
 //!
+//! # Lazy bases
+//!
+//! A base whose bytes are elsewhere is not fetched for changes that are the same on any base: [`blind`] says which
+//! these are. Everything else looks into its base, all of which is made here first.
+//!
 //! # Cache keys
 //!
 //! What the op does is [`FileOp::key`]. An input that is only copied from counts with the content of what is
@@ -14,6 +19,7 @@
 //! An action looks at its token between two files; the files of one that is given up are removed.
 
 mod act;
+mod blind;
 mod copy;
 mod owner;
 mod unpack;
@@ -29,6 +35,7 @@ use super::cache_map::CacheMap;
 use super::cache_map::CacheOpts;
 use super::hash::ContentHasher;
 use super::hash::Selector;
+use super::op::CopyFiles;
 use super::op::FileAction;
 use super::op::FileChange;
 use super::op::FileInput;
@@ -46,6 +53,7 @@ use crate::cache::MutableRef;
 use crate::cache::Tree;
 use crate::ctx::Ctx;
 use crate::fs::FsError;
+use crate::fs::Root;
 use crate::pattern::InvalidPattern;
 use crate::task::TaskFailed;
 use crate::task::Tasks;
@@ -154,13 +162,13 @@ impl FileOp {
         name: &str,
         inputs: &[Option<ImmutableRef>],
     ) -> Result<Vec<Option<ImmutableRef>>, OpError> {
-        let mut run = Run { op: self, cache, tasks, ctx, name, inputs, made: BTreeMap::new() };
         let (order, uses) = self.plan();
+        let mut run = Run { op: self, cache, tasks, ctx, name, inputs, uses, made: BTreeMap::new() };
         for index in order {
             ctx.check()?;
             let made = run.action(index).await?;
             // Whoever changes it next, and nobody else, needs it.
-            let goes_on = uses[index] == Uses { as_base: 1, other: 0 };
+            let goes_on = run.uses[index] == Uses { as_base: 1, other: 0 };
             let made = match goes_on {
                 true => Made::Open(made),
                 false => Made::Done(made.commit().await.map_err(|error| run.failed(index, error))?),
@@ -238,6 +246,7 @@ struct Run<'a> {
     ctx: &'a Ctx,
     name: &'a str,
     inputs: &'a [Option<ImmutableRef>],
+    uses: Vec<Uses>,
     made: BTreeMap<usize, Made>,
 }
 
@@ -285,9 +294,56 @@ impl Run<'_> {
             },
         };
         let description = if self.name.is_empty() { "fileop target" } else { self.name };
-        let options = MutableOptions { description: description.to_owned(), ..MutableOptions::default() };
+        let detached = match &parent {
+            Some(parent) => self.needs_no_look(index, input, parent).await?,
+            None => false,
+        };
+        let options =
+            MutableOptions { description: description.to_owned(), detached, ..MutableOptions::default() };
         let made = self.cache.create(self.ctx, parent.as_ref(), options).await;
         made.map_err(|error| self.input_failed(index, input, error))
+    }
+
+    /// True if the action, and those that go on where it ends, need not look at a base that is elsewhere.
+    async fn needs_no_look(
+        &mut self,
+        index: usize,
+        input: FileInput,
+        parent: &ImmutableRef,
+    ) -> Result<bool, OpError> {
+        let presence = self.cache.presence(&parent.id()).map_err(|error| self.failed(index, error))?;
+        if presence.is_none_or(|presence| presence.resident == presence.layers) {
+            return Ok(false);
+        }
+        let mut chain = Some(index);
+        while let Some(index) = chain {
+            let action = &self.op.actions[index];
+            if !blind::may_be(action, input) {
+                return Ok(false);
+            }
+            if let FileChange::Copy(copy) = &action.change {
+                // What is made by another action of the op is not there yet.
+                if matches!(copy.from, FileInput::Action(_)) {
+                    return Ok(false);
+                }
+                let (files, copy) = (self.files(index, copy.from).await?, CopyFiles::clone(copy));
+                let tree = Arc::clone(&files.tree);
+                let look = move || blind::only_files(&Root::open(tree.path())?, &copy);
+                let looked = self.tasks.spawn_blocking("file action", look).await;
+                match looked.map_err(|error| self.failed(index, error))? {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(false),
+                    Err(error) => return Err(self.failed(index, error)),
+                }
+            }
+            chain = match self.uses[index] {
+                Uses { as_base: 1, other: 0 } => {
+                    self.op.actions.iter().position(|next| next.base == FileInput::Action(index))
+                }
+                _ => None,
+            };
+        }
+        Ok(true)
     }
 
     /// The files of something that is only read.

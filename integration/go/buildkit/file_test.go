@@ -395,3 +395,27 @@ func TestAFrontendReadsTheFilesOfAResult(t *testing.T) {
 	})
 	require.NoError(t, err)
 }
+
+func TestANewFileOfTheRootLeavesItsBaseWhereItIs(t *testing.T) {
+	thunkOnly(t, "it unpacks the base")
+	c, r := connect(t), newRegistry(t)
+	p := newProxy(t, nil)
+	img := newImage(t, 3, "amd64")
+	name, target := unique("blind-"), unique("blind-target-")
+	r.push(name, "latest", img)
+	from := llb.Scratch().File(llb.Mkfile("/copied", 0o640, []byte("copied")))
+	state := llb.Image(p.host + "/" + name + ":latest").
+		File(llb.Mkfile("/made", 0o600, []byte("made"), llb.WithUIDGID(1, 2)).Mkfile("/too", 0o644, nil)).
+		File(llb.Copy(from, "/copied", "/"))
+
+	_, _, err := solve(t, c, marshal(t, state), exports(push(p.host+"/"+target+":v1")))
+
+	require.NoError(t, err)
+	require.Zero(t, p.layerGets(img))
+	r.holds(target, img.layerDigests()...)
+	found := listing(t, c, state)
+	require.Contains(t, found, "made 0600 1:2 made")
+	require.Contains(t, found, "too 0644 0:0 ")
+	require.Contains(t, found, "copied 0640 0:0 copied")
+	require.Equal(t, 3, p.layerGets(img), "the export reads the base")
+}
