@@ -119,6 +119,31 @@ async fn a_command_on_a_cold_base_fetches_each_layer_once_and_pushes_only_its_ow
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_small_file_on_a_cold_base_moves_no_byte_of_the_base() {
+    let (Some(image), daemon) = (base(), Daemon::start()) else { return };
+    let Some(client) = Buildctl::of(&daemon) else { return };
+    let registry = registry_of(&image);
+    let base = llb::image(registry.reference("base", "v1"));
+    let made = llb::file(Some(&base), None, &Action::MkFile { path: "/small", data: b"small\n" });
+    for to in ["base", "other"] {
+        registry.forget();
+        let output = format!("type=image,name={},push=true", registry.reference(to, "small"));
+        client.build(&made.marshal(), &[&output]).await.success();
+        assert_eq!(layer_gets(&registry, &image), 0, "{}", registry.story());
+        assert_eq!(registry.mounts_ok(), if to == "base" { 0 } else { LAYERS + 1 }, "{}", registry.story());
+        let manifest = registry.manifest(to, "small").expect("the manifest arrived");
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest.bytes).unwrap();
+        assert_eq!(manifest["layers"].as_array().unwrap().len(), LAYERS + 1);
+    }
+    // The files are those of both, once somebody looks.
+    let archive = daemon.scratch().join("result.tar");
+    client.build(&made.marshal(), &[&format!("type=tar,dest={}", archive.display())]).await.success();
+    let files = files(&archive);
+    assert!(files["small"] == "small\n" && files.contains_key("layer-11"), "{:?}", files.keys());
+    assert_no_leak(&client, &daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn steps_see_the_files_of_those_before_them() {
     let (Some(image), daemon) = (base(), Daemon::start()) else { return };
     let Some(client) = Buildctl::of(&daemon) else { return };
