@@ -176,6 +176,38 @@ fn an_archive_is_what_skopeo_reads() {
 }
 
 #[test]
+fn a_copy_and_a_command_make_an_image_that_skopeo_reads() {
+    let (Some(skopeo), Some(busybox), Some(_)) = (tool("skopeo"), tool("busybox"), tool("runc")) else {
+        return;
+    };
+    let thunk = Thunk::alone();
+    let tools = format!("tools={}", busybox.parent().unwrap().display());
+    let output = format!("type=oci,dest={}", thunk.path("out.tar").display());
+    let arguments =
+        ["build", "--oci-layout", "base=base", "--local", &tools, "--output", &output, "steps.json"];
+    let run = thunk.run(&arguments);
+    assert!(run.success, "{}", run.stderr);
+    let archive = read_tar(&std::fs::read(thunk.path("out.tar")).unwrap());
+    let layers = layers(&archive);
+    assert_eq!(layers[..2], layers_of("base"));
+    assert_eq!(layers.len(), 4);
+    let image = format!("oci-archive:{}", thunk.path("out.tar").display());
+    let directory = format!("dir:{}", thunk.path("copy").display());
+    // It reads every byte, and checks the digests.
+    let policy = ["--insecure-policy", "copy", &image, &directory];
+    let output = Command::new(&skopeo).args(policy).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = format!("type=local,dest={}", thunk.path("files").display());
+    let arguments =
+        ["build", "--oci-layout", "base=base", "--local", &tools, "--output", &output, "steps.json"];
+    let run = thunk.run(&arguments);
+    assert!(run.success, "{}", run.stderr);
+    let text = std::fs::read_to_string(thunk.path("files/hello.txt")).unwrap();
+    let counted = std::fs::read_to_string(thunk.path("files/counted.txt")).unwrap();
+    assert_eq!(counted, format!("{} /hello.txt\n", text.len()));
+}
+
+#[test]
 fn a_merge_has_the_layers_of_its_inputs_in_order() {
     let archive = Thunk::alone().build("merge.json", b"", "oci");
     assert_eq!(layers(&archive), [layers_of("base"), layers_of("extra")].concat());
