@@ -186,6 +186,7 @@ fn clear(path: &Path) -> rustix::io::Result<()> {
     match rustix::mount::unmount(path, UnmountFlags::DETACH) {
         // Not a mount point: it was unmounted before.
         Ok(()) | Err(Errno::INVAL) => {}
+        Err(Errno::NOENT) => return Ok(()),
         Err(errno) => return Err(errno),
     }
     // Empty, or it was not unmounted.

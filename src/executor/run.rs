@@ -357,6 +357,16 @@ async fn wait(
     };
     let failed = |error| ExecError::io("wait for", format!("process {}", pid.as_raw_nonzero()))(error);
     let process = Adopted::new(pid).map_err(failed)?;
+    if runtime::is_two_steps(program) {
+        let mut release = runtime::release(program, &sandbox.bundle, sandbox.systemd)?;
+        let status = release.wait().await.map_err(ExecError::io("wait for", program))?;
+        if !status.success() {
+            process.kill().map_err(failed)?;
+            let _ = process.wait().await;
+            let reason = runtime::reason(&sandbox.bundle, status);
+            return Err(ExecError::NotStarted { args, code: 255, reason });
+        }
+    }
     let mut recorder = Recorder::new();
     let mut killed = false;
     let mut ended = std::pin::pin!(process.wait());

@@ -65,7 +65,22 @@ fn is_program(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-/// Starts the runtime on a bundle. It leaves once the process runs, which gets `stdout` and `stderr`.
+/// True for a runtime that may collect a process itself if it ends at once, and its exit code with it:
+/// the process is made first, and let go with [`release`] when this process has adopted it.
+pub fn is_two_steps(program: &Path) -> bool {
+    program.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"crun"))
+}
+
+/// Lets a process run that was made in the first of two steps.
+pub fn release(program: &Path, bundle: &Bundle, systemd: bool) -> Result<Child, ExecError> {
+    let mut command = command(program, bundle, systemd);
+    command.arg("start").arg(bundle.id());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().map_err(ExecError::io("run", program))
+}
+
+/// Starts the runtime on a bundle. It leaves once the process runs (or waits to be released), which gets
+/// `stdout` and `stderr`.
 pub fn start(
     program: &Path,
     bundle: &Bundle,
@@ -73,6 +88,19 @@ pub fn start(
     stdout: Stdio,
     stderr: Stdio,
 ) -> Result<Child, ExecError> {
+    let mut command = command(program, bundle, systemd);
+    if is_two_steps(program) {
+        command.arg("create");
+    } else {
+        command.args(["run", "--detach"]);
+    }
+    command.arg("--bundle").arg(bundle.path());
+    command.arg("--pid-file").arg(bundle.pid_file()).arg(bundle.id());
+    command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+    command.spawn().map_err(ExecError::io("run", program))
+}
+
+fn command(program: &Path, bundle: &Bundle, systemd: bool) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.arg("--root").arg(bundle.state());
@@ -80,11 +108,9 @@ pub fn start(
     if systemd {
         command.arg("--systemd-cgroup");
     }
-    command.args(["run", "--detach", "--bundle"]).arg(bundle.path());
-    command.arg("--pid-file").arg(bundle.pid_file()).arg(bundle.id());
     // Signals of a terminal are for this process, which decides what becomes of its children.
-    command.process_group(0).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-    command.spawn().map_err(ExecError::io("run", program))
+    command.process_group(0);
+    command
 }
 
 #[derive(Deserialize)]
