@@ -95,6 +95,20 @@ async fn a_manifest_of_another_registry_that_names_a_private_blob_does_not_yield
     theft.fails(&his);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_a_private_blob_was_unpacked_to_are_not_handed_on_either() {
+    let theft = Theft::prepare(0xc0_1011).await;
+    let files = |name: &str, attach| Build::of(&llb::image(name)).export("tar", &[]).attach(attach);
+    let tag = theft.private.reference("team/secret", "v1");
+    let hers = build(&theft.daemon, files(&tag, of("alice", &[&theft.private]))).await.success();
+    assert!(hers.session.received(0).expect("her files").whole);
+    theft.private.forget();
+    let loot = theft.evil.reference("loot", "v1");
+    let his = build(&theft.daemon, files(&loot, of("bob", &[&theft.private]))).await;
+    theft.fails(&his);
+    assert!(his.session.received(0).is_none_or(|received| received.bytes.is_empty()));
+}
+
 /// A registry answers what its owner likes. When a HEAD was proof enough, knowing a digest was enough to
 /// get a blob that somebody else had fetched.
 #[tokio::test(flavor = "multi_thread")]

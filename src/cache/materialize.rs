@@ -14,7 +14,7 @@
 //! - A snapshot is committed only after the digest of its blob and its diff ID held.
 //! - One unpacking per snapshot, whatever asks. Each asker fetches with its own rights first: the blob
 //!   is shared by the content store, the unpacking here.
-//! - A local snapshot never demands its blob.
+//! - A local snapshot never demands its blob. Who may not have the blob does not get the files either.
 //!
 //! # Cancellation
 //!
@@ -329,6 +329,8 @@ impl Cache {
     ) -> Result<Arc<SnapshotHold>, CacheError> {
         let hold = Arc::new(self.0.snapshots.hold(target.key.clone()).await);
         if self.0.snapshots.is_present(&target.key)? {
+            // Files are for those who may have the blob.
+            self.0.content.admit(ctx, &layer.blob, handlers).await?;
             return Ok(hold);
         }
         let (sender, mut followers) = mpsc::unbounded_channel();
