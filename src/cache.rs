@@ -1,9 +1,10 @@
 //! Filesystem states and their lifetime.
 //!
-//! A record is a layer on top of another record, or a merge of several; with its ancestors it is a
-//! state of a filesystem. Records are metadata: making or getting one reads and writes rows only, no
-//! request is sent and no bytes are read. [`ImmutableRef`] is a record in use; what needs its bytes
-//! calls [`ImmutableRef::unlazy`], or reads through [`ImmutableRef::remote`].
+//! A record is a layer on top of another record, a change set that was made here on top of one, or a merge
+//! or slice of several; with its ancestors it is a state of a filesystem. Naming or getting a record reads
+//! and writes rows only: no request is sent and no bytes are read. [`ImmutableRef`] is a record in use. What
+//! needs its files calls [`ImmutableRef::mount`], what needs its blobs [`ImmutableRef::layers`] or
+//! [`ImmutableRef::unlazy`]. A [`MutableRef`] is written to and becomes a record when it is committed.
 //!
 //! ```text
 //! get_by_layers([a, b, c])        merge([x, y])
