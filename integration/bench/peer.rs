@@ -11,9 +11,13 @@ use rustix::process::Pid;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::harness::Client;
 use crate::harness::buildctl::Buildctl;
 use crate::harness::poll;
 use crate::harness::tool;
+
+/// Both daemons get the same: nothing is collected while something is measured.
+const CONFIGURATION: &str = "[worker.oci]\n  gc = false\n";
 
 /// Which daemon, and where its program is.
 pub struct Kind {
@@ -23,20 +27,26 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// Ours and the peer; `None` if a peer's program is missing.
-    pub fn both() -> Option<[Kind; 2]> {
+    /// Ours, and the peer unless it is left out; `None` if a program is missing.
+    pub fn all(is_alone: bool) -> Option<Vec<Kind>> {
         tool("buildctl")?;
-        let ours = Kind { name: "thunkd", program: PathBuf::from(env!("CARGO_BIN_EXE_thunkd")), flags: &[] };
-        let flags = &["--oci-worker=true", "--containerd-worker=false", "--oci-worker-net=host"];
-        let peer = Kind { name: "buildkitd", program: tool("buildkitd")?, flags };
-        Some([ours, peer])
+        let ours = std::env::var_os("THUNK_BENCH_THUNKD").map(PathBuf::from);
+        let ours = ours.unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_thunkd")));
+        let mut kinds = vec![Kind { name: "thunkd", program: ours, flags: &[] }];
+        if !is_alone {
+            let flags = &["--oci-worker=true", "--containerd-worker=false", "--oci-worker-net=host"];
+            kinds.push(Kind { name: "buildkitd", program: tool("buildkitd")?, flags });
+        }
+        Some(kinds)
     }
 
-    /// A running daemon on an empty root.
+    /// A running daemon on an empty root, on a disk that has nothing left to write.
     pub async fn start(&self) -> Peer {
         let directory = TempDir::with_prefix("bench-").expect("a temporary directory");
-        std::fs::write(directory.path().join("buildkitd.toml"), "").expect("write the configuration");
+        std::fs::write(directory.path().join("buildkitd.toml"), CONFIGURATION)
+            .expect("write the configuration");
         let mut peer = Peer { directory, child: None, started: Duration::ZERO };
+        rustix::fs::sync();
         peer.start_again(self).await;
         peer
     }
@@ -57,7 +67,7 @@ impl Peer {
         let begin = Instant::now();
         let child = Command::new(&kind.program)
             .arg("--root")
-            .arg(self.directory.path().join("root"))
+            .arg(self.root())
             .arg("--addr")
             .arg(self.address())
             .arg("--config")
@@ -74,7 +84,7 @@ impl Peer {
     }
 
     async fn first_reply(&self) {
-        let path = self.directory.path().join("daemon.sock");
+        let path = self.socket();
         let limit = Instant::now() + Duration::from_secs(30);
         loop {
             if let Ok(channel) = connect(&path).await {
@@ -88,12 +98,34 @@ impl Peer {
         }
     }
 
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("daemon.sock")
+    }
+
     pub fn address(&self) -> String {
-        format!("unix://{}/daemon.sock", self.directory.path().display())
+        format!("unix://{}", self.socket().display())
     }
 
     pub fn client(&self) -> Buildctl {
         Buildctl::at(self.address()).expect("buildctl is there")
+    }
+
+    /// A client in this process: what it measures is the daemon alone.
+    pub async fn direct(&self) -> Client {
+        Client::at(self.socket()).await
+    }
+
+    /// Milliseconds that `buildctl` takes to build and export, itself included.
+    pub async fn build(&self, definition: &[u8], outputs: &[&str]) -> f64 {
+        let client = self.client();
+        let begin = Instant::now();
+        client.build(definition, outputs).await.success();
+        begin.elapsed().as_secs_f64() * 1e3
+    }
+
+    /// Where its root is.
+    pub fn root(&self) -> PathBuf {
+        self.directory.path().join("root")
     }
 
     pub fn scratch(&self) -> &std::path::Path {
@@ -104,7 +136,18 @@ impl Peer {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
-    /// Bytes resident now (`VmRSS`) or at most (`VmHWM`).
+    /// MiB resident at most since the start, or since [`Peer::forget_peak`].
+    pub fn peak(&self) -> f64 {
+        self.memory("VmHWM")
+    }
+
+    /// Begins to measure the peak from here.
+    pub fn forget_peak(&self) {
+        let pid = self.child.as_ref().expect("it runs").id();
+        std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("reset the peak");
+    }
+
+    /// MiB resident now (`VmRSS`) or at most (`VmHWM`).
     pub fn memory(&self, line: &str) -> f64 {
         let pid = self.child.as_ref().expect("it runs").id();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");

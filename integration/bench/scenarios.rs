@@ -1,16 +1,21 @@
 //! What is measured.
 
+mod files;
+mod images;
+mod records;
+mod steps;
+
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 use std::time::Instant;
 
-use futures::future::join_all;
-
 use crate::harness::Image;
+use crate::harness::Layer;
 use crate::harness::TestRegistry;
-use crate::harness::llb;
+use crate::harness::layer::busybox;
 use crate::peer::Kind;
-use crate::peer::Peer;
+use crate::table::Samples;
 use crate::table::Table;
 
 /// How much is measured.
@@ -19,167 +24,104 @@ pub struct Scale {
     pub samples: usize,
     /// Bytes of the image of twelve layers.
     pub image: u64,
+    /// What the numbers of files, steps and records are divided by.
+    pub divisor: usize,
 }
 
 impl Scale {
-    pub const FULL: Scale = Scale { samples: 7, image: 640 << 20 };
-    pub const QUICK: Scale = Scale { samples: 3, image: 96 << 20 };
+    pub const FULL: Scale = Scale { samples: 5, image: 640 << 20, divisor: 1 };
+    pub const QUICK: Scale = Scale { samples: 3, image: 96 << 20, divisor: 10 };
 }
 
-type Scenario = for<'a> fn(
-    &'a [Kind; 2],
-    &'a TestRegistry,
-    Scale,
-    &'a mut Table,
-) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
+/// What every scenario has.
+pub struct Bench {
+    /// Ours first.
+    pub kinds: Vec<Kind>,
+    pub registry: TestRegistry,
+    pub scale: Scale,
+    pub table: Table,
+}
+
+type Scenario = for<'a> fn(&'a mut Bench) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 pub const ALL: &[(&str, Scenario)] = &[
-    ("start", |k, r, s, t| Box::pin(start(k, r, s, t))),
-    ("relabel-same-repository", |k, r, s, t| Box::pin(relabel(k, r, s, t, false))),
-    ("relabel-other-repository", |k, r, s, t| Box::pin(relabel(k, r, s, t, true))),
-    ("other-registry", |k, r, s, t| Box::pin(other_registry(k, r, s, t))),
-    ("archives", |k, r, s, t| Box::pin(archives(k, r, s, t))),
-    ("graphs", |k, r, s, t| Box::pin(graphs(k, r, s, t))),
+    ("start", |b| Box::pin(images::start(b))),
+    ("relabel-same-repository", |b| Box::pin(images::relabel(b, false))),
+    ("relabel-other-repository", |b| Box::pin(images::relabel(b, true))),
+    ("other-registry", |b| Box::pin(images::other_registry(b))),
+    ("archives", |b| Box::pin(images::archives(b))),
+    ("graphs", |b| Box::pin(images::graphs(b))),
+    ("cold-run", |b| Box::pin(steps::cold_run(b))),
+    ("eight-at-once", |b| Box::pin(steps::eight_at_once(b))),
+    ("small-file-same-repository", |b| Box::pin(steps::small_file(b, false))),
+    ("small-file-other-repository", |b| Box::pin(steps::small_file(b, true))),
+    ("copy-one-file", |b| Box::pin(steps::copy_one_file(b))),
+    ("again", |b| Box::pin(steps::again(b))),
+    ("push-result", |b| Box::pin(steps::push_result(b))),
+    ("execs", |b| Box::pin(steps::execs(b))),
+    ("cached-chain", |b| Box::pin(records::cached_chain(b))),
+    ("cached-merge", |b| Box::pin(records::cached_merge(b))),
+    ("records-2000", |b| Box::pin(records::records(b))),
+    ("own-records-20000", |b| Box::pin(records::many_records(b))),
+    ("own-unpack", |b| Box::pin(files::unpack(b))),
+    ("own-cold-files", |b| Box::pin(files::cold_files(b))),
+    ("own-compress", |b| Box::pin(files::compress(b))),
+    ("own-local", |b| Box::pin(files::local(b))),
 ];
 
-/// From the start of the process to the first reply, memory when idle, size on disk.
-async fn start(kinds: &[Kind; 2], _: &TestRegistry, scale: Scale, table: &mut Table) {
-    let mut times = [Vec::new(), Vec::new()];
-    let mut idle = [Vec::new(), Vec::new()];
-    for _ in 0..scale.samples {
-        for (kind, (times, idle)) in kinds.iter().zip(times.iter_mut().zip(&mut idle)) {
-            let mut peer = kind.start().await;
-            peer.stop();
-            peer.start_again(kind).await;
-            times.push(peer.started.as_secs_f64() * 1e3);
-            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-            idle.push(peer.memory("VmRSS"));
+/// The longest that one sample may take; what takes longer is given up, and told as such.
+const LIMIT: Duration = Duration::from_secs(100);
+
+impl Bench {
+    /// Measures `N` things of each daemon, `samples` times in turn. One that has taken too long is not
+    /// measured again.
+    async fn paired<const N: usize>(
+        &self,
+        samples: usize,
+        mut measure: impl AsyncFnMut(&Kind, usize) -> [f64; N],
+    ) -> [Vec<Samples>; N] {
+        let mut all = [(); N].map(|()| vec![Samples::default(); self.kinds.len()]);
+        for sample in 0..samples {
+            for (index, kind) in self.kinds.iter().enumerate() {
+                if all.iter().any(|measured| measured[index].is_given_up()) {
+                    continue;
+                }
+                match tokio::time::timeout(LIMIT, measure(kind, sample)).await {
+                    Ok(values) => {
+                        all.iter_mut().zip(values).for_each(|(measured, value)| measured[index].push(value));
+                    }
+                    Err(_) => all[0][index].give_up(milliseconds(LIMIT)),
+                }
+            }
         }
+        all
     }
-    let size = kinds.each_ref().map(|kind| {
-        vec![std::fs::metadata(&kind.program).expect("the program").len() as f64 / f64::from(1 << 20)]
-    });
-    let [ours, peers] = times;
-    table.add("first reply after start on a used root", "ms", ours, peers, "ours ≤ 25 ms");
-    let [ours, peers] = idle;
-    table.add("idle memory", "MiB", ours, peers, "ours ≤ 20 MiB");
-    let [ours, peers] = size;
-    table.add("program on disk", "MiB", ours, peers, "ours ≤ 30 MiB");
+
+    /// How many of something, at this scale.
+    fn number(&self, full: usize) -> usize {
+        (full / self.scale.divisor).max(1)
+    }
 }
 
-/// An image that was pushed before gets another annotation and is pushed again.
-async fn relabel(kinds: &[Kind; 2], registry: &TestRegistry, scale: Scale, table: &mut Table, other: bool) {
-    let image = Image::incompressible(1, 12, scale.image);
-    let mut times = [Vec::new(), Vec::new()];
-    let peers = join_all(kinds.iter().map(Kind::start)).await;
-    for (kind, peer) in kinds.iter().zip(&peers) {
-        let repository = format!("relabel/{}", kind.name);
-        registry.put_image(&repository, "v1", &image);
-        push(peer, registry, &repository, registry, &repository, "first").await;
-    }
-    for sample in 0..2 * scale.samples {
-        for (times, (kind, peer)) in times.iter_mut().zip(kinds.iter().zip(&peers)) {
-            let from = format!("relabel/{}", kind.name);
-            let to = if other { format!("relabel-{sample}/{}", kind.name) } else { from.clone() };
-            let begin = Instant::now();
-            push(peer, registry, &from, registry, &to, &format!("label-{sample}-{other}")).await;
-            times.push(begin.elapsed().as_secs_f64() * 1e3);
-        }
-    }
-    let [ours, peers] = times;
-    let name = if other { "another repository of the registry" } else { "the same repository" };
-    table.add(format!("push after a label change, to {name}"), "ms", ours, peers, "2×");
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
-/// A cold image goes from one registry to another.
-async fn other_registry(kinds: &[Kind; 2], registry: &TestRegistry, scale: Scale, table: &mut Table) {
-    let image = Image::incompressible(2, 12, scale.image);
-    registry.put_image("base", "v1", &image);
-    let mut times = [Vec::new(), Vec::new()];
-    let mut memory = [Vec::new(), Vec::new()];
-    for sample in 0..scale.samples {
-        for (kind, (times, memory)) in kinds.iter().zip(times.iter_mut().zip(&mut memory)) {
-            let target = TestRegistry::open();
-            let peer = kind.start().await;
-            let begin = Instant::now();
-            push(&peer, registry, "base", &target, "copy", &format!("label-{sample}")).await;
-            times.push(begin.elapsed().as_secs_f64() * 1e3);
-            memory.push(peer.memory("VmHWM"));
-        }
-    }
-    let [ours, peers] = times;
-    let size = scale.image >> 20;
-    table.add(format!("push of a cold {size} MiB image to another registry"), "ms", ours, peers, "1.5×");
-    let [ours, peers] = memory;
-    table.add("… and its peak memory", "MiB", ours, peers, "ours ≤ 100 MiB");
+/// Milliseconds since `begin`.
+fn since(begin: Instant) -> f64 {
+    milliseconds(begin.elapsed())
 }
 
-/// Sixteen builds export an archive of one cold image at the same time.
-async fn archives(kinds: &[Kind; 2], registry: &TestRegistry, scale: Scale, table: &mut Table) {
-    let image = Image::incompressible(3, 12, 96 << 20);
-    registry.put_image("archives", "v1", &image);
-    let mut times = [Vec::new(), Vec::new()];
-    let mut memory = [Vec::new(), Vec::new()];
-    for _ in 0..scale.samples {
-        for (kind, (times, memory)) in kinds.iter().zip(times.iter_mut().zip(&mut memory)) {
-            let peer = kind.start().await;
-            let clients: Vec<_> = (0..16).map(|_| peer.client()).collect();
-            let definition = llb::image(registry.reference("archives", "v1")).marshal();
-            let begin = Instant::now();
-            let runs = clients.iter().enumerate().map(|(n, client)| {
-                let output = format!("type=oci,dest={}/{n}.tar", peer.scratch().display());
-                let definition = definition.clone();
-                async move { client.build(&definition, &[&output]).await.success() }
-            });
-            join_all(runs).await;
-            times.push(begin.elapsed().as_secs_f64() * 1e3);
-            memory.push(peer.memory("VmHWM"));
-        }
-    }
-    let [ours, peers] = times;
-    table.add("sixteen archives of a cold 96 MiB image at once", "ms", ours, peers, "1.5×");
-    let [ours, peers] = memory;
-    table.add("… and its peak memory", "MiB", ours, peers, "2×");
+const EIGHT: &str = "opt/eight";
+
+/// Twelve layers: a busybox, ten of random bytes, and on top one with a file of eight bytes.
+fn base(seed: u64, size: u64) -> Image {
+    let middle = (0..10).map(|n| Layer::incompressible(seed << 16 | n, size / 10));
+    let top = Layer::files([(EIGHT, "8 bytes\n"), ("opt/other", "other\n")]);
+    Image::of(std::iter::once(shell()).chain(middle).chain([top]))
 }
 
-/// Graphs that were solved before, without an export: what the solver itself costs.
-async fn graphs(kinds: &[Kind; 2], registry: &TestRegistry, scale: Scale, table: &mut Table) {
-    let image = Image::incompressible(4, 1, 1 << 20);
-    registry.put_image("graphs", "v1", &image);
-    let base = || llb::image(registry.reference("graphs", "v1"));
-    for length in [10, 100, 1000] {
-        let chain = (0..length).fold(base(), |below, _| llb::merge([below, base()]));
-        let definition = chain.marshal();
-        no_op(kinds, scale, table, &definition, format!("a chain of {length} merges")).await;
-    }
-    for tag in 0..1000 {
-        registry.put_image("graphs", &format!("wide-{tag}"), &image);
-    }
-    let sources = (0..1000).map(|tag| llb::image(registry.reference("graphs", &format!("wide-{tag}"))));
-    let definition = llb::merge(sources).marshal();
-    no_op(kinds, scale, table, &definition, "a merge of 1000 images".to_owned()).await;
-}
-
-async fn no_op(kinds: &[Kind; 2], scale: Scale, table: &mut Table, definition: &[u8], what: String) {
-    let peers = join_all(kinds.iter().map(Kind::start)).await;
-    let mut times = [Vec::new(), Vec::new()];
-    for peer in &peers {
-        peer.client().build(definition, &[]).await.success();
-    }
-    for _ in 0..scale.samples {
-        for (peer, times) in peers.iter().zip(&mut times) {
-            let begin = Instant::now();
-            peer.client().build(definition, &[]).await.success();
-            times.push(begin.elapsed().as_secs_f64() * 1e3);
-        }
-    }
-    let [ours, peers] = times;
-    table.add(format!("the same solve again: {what}"), "ms", ours, peers, "linear");
-}
-
-async fn push(peer: &Peer, source: &TestRegistry, from: &str, target: &TestRegistry, to: &str, label: &str) {
-    let definition = llb::image(source.reference(from, "v1")).marshal();
-    let name = target.reference(to, label);
-    let output = format!("type=image,name={name},push=true,annotation.org.example.label={label}");
-    peer.client().build(&definition, &[&output]).await.success();
+/// A layer with a shell.
+fn shell() -> Layer {
+    busybox().expect("the benchmark needs Debian's busybox-static: run .ci/setup first")
 }
