@@ -36,6 +36,7 @@
 //! visible; its session is cancelled at the registry in the background.
 
 mod auth;
+mod begun;
 mod challenge;
 mod client;
 mod config;
@@ -62,6 +63,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde::Serialize;
 
+pub use begun::UploadSession;
 pub use config::HostConfig;
 pub use config::KeyPair;
 pub use config::LaneLimits;
@@ -91,7 +93,6 @@ pub use tls::TlsError;
 pub use upload::BodyError;
 pub use upload::OpenBody;
 pub use upload::UploadBody;
-pub use upload::UploadSession;
 
 use self::client::Shared;
 use crate::oci::Descriptor;

@@ -7,6 +7,7 @@ use super::matrix::TARGET;
 use crate::harness::Archive;
 use crate::harness::Attachables;
 use crate::harness::Build;
+use crate::harness::Callback;
 use crate::harness::Client;
 use crate::harness::Daemon;
 use crate::harness::Image;
@@ -72,6 +73,7 @@ impl Scene {
     /// Both ways out of the daemon give an image of these layers.
     async fn gives(&self, state: &State, layers: &[&str]) {
         let archived = self.archive(state).await.success();
+        assert_eq!(archived.session.count(Callback::FileSend), 1, "a client takes one archive");
         let archive = Archive::parse(&archived.session.received(0).expect("an archive").bytes);
         archive.verify();
         assert!(layers.iter().all(|layer| archive.has_blob(layer)), "{}", self.from.story());
@@ -124,7 +126,7 @@ async fn a_push_of_a_record_whose_blobs_are_deleted_is_made_again_from_the_op() 
     for layer in new.layer_digests() {
         assert_eq!((scene.asked(layer), scene.to.has_blob(TARGET, layer)), (1, true));
     }
-    assert_eq!(scene.to.open_uploads(), 0, "{}", scene.to.story());
+    scene.to.until(|to| to.open_uploads() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,5 +183,5 @@ async fn a_blob_that_is_nowhere_is_asked_for_once_and_named() {
         assert_eq!(scene.asked(layer), n + 1, "{}", scene.from.story());
     }
     assert!(scene.to.manifest(TARGET, TAG).is_none());
-    assert_eq!(scene.to.open_uploads(), 0, "{}", scene.to.story());
+    scene.to.until(|to| to.open_uploads() == 0).await;
 }

@@ -167,6 +167,38 @@ async fn a_cancelled_upload_leaves_nothing_at_the_registry() {
     assert!(!registry.has_blob("app", l.digest()));
 }
 
+/// Only the reply says where the upload is that the request began.
+#[tokio::test]
+async fn an_upload_that_is_cancelled_before_it_was_begun_is_cancelled_once_it_is() {
+    let l = Layer::incompressible(0x7b0f, 10 << 10);
+    for dropped in [false, true] {
+        for op in [Op::UploadStart, Op::Mount] {
+            let registry = guarded(Auth::Bearer);
+            let (client, app) = (alice().client(patient()), repository(&registry, "app"));
+            let (ctx, blob) = (by(&["alice"]).child(), layer(&l));
+            let mounts = if op == Op::Mount { vec!["other".to_owned()] } else { Vec::new() };
+            let (hold, mut opened) = (registry.hold(op), 0);
+            let mut open = body(bytes_of(&l), &mut opened);
+            let push = client.push_blob(&ctx, &app, &blob, &mounts, &mut open);
+            let leave = async {
+                hold.reached().await;
+                if !dropped {
+                    ctx.cancel().cancel();
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                pushed = push => assert!(pushed.expect_err("cancelled").is_cancelled()),
+                () = leave => {}
+            }
+            hold.release();
+            registry.until(|registry| registry.count(Op::UploadCancel) == 1).await;
+            registry.until(|registry| registry.open_uploads() == 0).await;
+            assert_eq!(registry.count(Op::UploadPut), 0, "{}", registry.story());
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_body_that_fails_or_lies_about_its_length_pushes_nothing_and_is_named() {
     let l = Layer::incompressible(0x7b08, 100 << 10);
@@ -398,7 +430,7 @@ async fn a_mount_tells_a_refusal_from_a_grant() {
     let (client, app, blob) = (anonymous(patient()), repository(&registry, "app"), layer(&l));
     let refused = client.mount_blob(&nobody(), &app, "other", &blob).await.expect("an answer");
     let Mount::Refused { session: Some(session) } = refused else { panic!("{refused:?}") };
-    client.abandon(&nobody(), &app, session);
+    drop(session);
     registry.until(|registry| registry.open_uploads() == 0).await;
     let granted = client.mount_blob(&nobody(), &app, "base", &blob).await.expect("an answer");
     assert!(matches!(granted, Mount::Mounted));

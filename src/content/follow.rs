@@ -35,6 +35,8 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(super) struct Written {
     state: Mutex<State>,
     changed: Condvar,
+    /// Somebody gives the bytes.
+    begun: CancellationToken,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,6 +50,11 @@ struct State {
 }
 
 impl Written {
+    /// A place that has the blob has begun to give it.
+    pub(super) fn begin(&self) {
+        self.begun.cancel();
+    }
+
     /// `size` bytes of the blob are in its file.
     pub(super) fn advance(&self, size: u64) {
         self.state().size = size;
@@ -93,6 +100,11 @@ impl Follower {
     /// Makes reading fail once `token` is cancelled.
     pub fn until(self, token: CancellationToken) -> Follower {
         Follower { token, ..self }
+    }
+
+    /// Ends once a place has begun to give the blob; never if none does.
+    pub fn begun(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.written.begun.clone().cancelled_owned()
     }
 
     /// Waits for bytes behind those that were read, or for the end. Returns how many there are.

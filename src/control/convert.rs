@@ -323,7 +323,7 @@ fn export_code(error: &ExportError) -> Code {
             PushFailure::Task(_) | PushFailure::Injected(_) => Code::Internal,
             PushFailure::Cancelled => Code::Cancelled,
         },
-        ExportError::Fetch(error) => code_of(error),
+        ExportError::Fetch(error) | ExportError::BrokeOff(error) => code_of(error),
         ExportError::Session(error) => code_of(error),
         ExportError::Content(error) => code_of(error),
         ExportError::Cache(error) => code_of(error),

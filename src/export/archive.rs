@@ -6,14 +6,19 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::TryFutureExt;
 use futures::TryStreamExt;
 use futures::stream;
+use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::ExportError;
 use super::ExportTarget;
@@ -29,6 +34,7 @@ use super::options::ImageOptions;
 use super::options::parse_flag;
 use super::source::ExportSource;
 use super::tar;
+use crate::content::Follower;
 use crate::ctx::Ctx;
 use crate::oci::Descriptor;
 use crate::oci::Digest;
@@ -251,6 +257,32 @@ fn familiar(name: &Reference) -> String {
     short.map_or(full.clone(), str::to_owned)
 }
 
+/// The layers that a place has begun to give, or that are here.
+struct Answered {
+    missing: AtomicUsize,
+    all: CancellationToken,
+}
+
+impl Answered {
+    fn of(layers: usize) -> Answered {
+        let answered = Answered { missing: AtomicUsize::new(layers), all: CancellationToken::new() };
+        if layers == 0 {
+            answered.all.cancel();
+        }
+        answered
+    }
+
+    fn count(&self) {
+        if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.all.cancel();
+        }
+    }
+
+    async fn all(&self) {
+        self.all.cancelled().await;
+    }
+}
+
 /// An image on its way to a client.
 struct Sender<'s> {
     ctx: &'s Ctx,
@@ -263,17 +295,13 @@ impl Sender<'_> {
     /// needed.
     async fn while_fetching(
         &self,
+        answered: &Answered,
         send: impl Future<Output = Result<(), ExportError>>,
     ) -> Result<(), ExportError> {
-        let (content, handlers) = (&self.exporters.content, &self.image.handlers);
         // Collected, or the whole would not be `Send` for every lifetime.
         let layers = self.image.layers.iter();
-        let fetches: Vec<_> = layers.map(|layer| content.fetch(self.ctx, &layer.blob, handlers)).collect();
-        let fetch = stream::iter(fetches)
-            .buffer_unordered(FETCHES)
-            // The records of the image hold what was fetched.
-            .try_for_each(async |_lease| Ok(()))
-            .map_err(ExportError::from);
+        let fetches: Vec<_> = layers.map(|layer| self.fetch(&layer.blob, answered)).collect();
+        let fetch = stream::iter(fetches).buffer_unordered(FETCHES).try_collect::<()>();
         let both = async {
             tokio::pin!(send, fetch);
             tokio::select! {
@@ -287,24 +315,60 @@ impl Sender<'_> {
         self.ctx.run(both).await?
     }
 
+    /// The records of the image hold what was fetched.
+    async fn fetch(&self, blob: &Descriptor, answered: &Answered) -> Result<(), ExportError> {
+        let (content, handlers) = (&self.exporters.content, &self.image.handlers);
+        let (followed, mut followers) = mpsc::unbounded_channel();
+        let mut follow = |follower: Follower| drop(followed.send(follower.begun()));
+        let fetch = content.reader_with(self.ctx, blob, handlers, &mut follow);
+        tokio::pin!(fetch);
+        let mut begun = FuturesUnordered::new();
+        let fetched = loop {
+            tokio::select! {
+                biased;
+                fetched = &mut fetch => break fetched.map(drop),
+                Some(one) = followers.recv() => begun.push(one),
+                Some(()) = begun.next() => {
+                    answered.count();
+                    return Ok(fetch.await.map(drop)?);
+                }
+            }
+        };
+        if fetched.is_ok() {
+            answered.count();
+        }
+        Ok(fetched?)
+    }
+
+    /// The client takes one archive, so it is told of none before a place has begun to give each layer:
+    /// until then another record of the result can take the place of this one.
     async fn send_archive(
         &self,
         archive: &Archive,
         index: usize,
         response: &BTreeMap<String, String>,
     ) -> Result<(), ExportError> {
-        let opened =
-            self.ctx.sessions().any(async |session: Session| session.file_send(index, response).await);
-        let mut file = match self.ctx.run(opened).await? {
-            Ok(file) => file,
-            Err(error) => return Err(error.into()),
+        let answered = Answered::of(self.image.layers.len());
+        let opened = AtomicBool::new(false);
+        let send = async {
+            answered.all().await;
+            opened.store(true, Ordering::Relaxed);
+            let file =
+                self.ctx.sessions().any(async |session: Session| session.file_send(index, response).await);
+            let mut file = file.await?;
+            let step = Step::start(self.ctx, "sending tarball");
+            self.write_entries(archive, &mut file).await?;
+            // Either way the client has the archive.
+            let (Sent::Written | Sent::AlreadyThere) = file.finish().await?;
+            drop(step);
+            Ok(())
         };
-        let step = Step::start(self.ctx, "sending tarball");
-        self.while_fetching(Box::pin(self.write_entries(archive, &mut file))).await?;
-        // Either way the client has the archive.
-        let (Sent::Written | Sent::AlreadyThere) = self.ctx.run(file.finish()).await??;
-        drop(step);
-        Ok(())
+        match self.while_fetching(&answered, Box::pin(send)).await {
+            Err(ExportError::Fetch(error)) if opened.load(Ordering::Relaxed) => {
+                Err(ExportError::BrokeOff(error))
+            }
+            sent => sent,
+        }
     }
 
     async fn write_entries(&self, archive: &Archive, file: &mut FileSend) -> Result<(), ExportError> {
@@ -367,7 +431,8 @@ impl Sender<'_> {
             }
             Ok(())
         };
-        self.while_fetching(Box::pin(send)).await
+        let answered = Answered::of(self.image.layers.len());
+        self.while_fetching(&answered, Box::pin(send)).await
     }
 
     async fn send_blob(

@@ -45,6 +45,9 @@ pub enum ExportError {
     Push { name: String, source: PushFailure },
     #[error(transparent)]
     Fetch(#[from] FetchError),
+    /// The client has taken a part of the archive and takes no other one in its place.
+    #[error("the archive broke off, build again: {0}")]
+    BrokeOff(FetchError),
     #[error("the client did not take the export: {0}")]
     Session(#[from] SessionError),
     #[error(transparent)]
@@ -78,6 +81,7 @@ impl ExportError {
         match self {
             ExportError::Cancelled
             | ExportError::Fetch(FetchError::Cancelled { .. })
+            | ExportError::BrokeOff(FetchError::Cancelled { .. })
             | ExportError::Cache(CacheError::Cancelled) => true,
             ExportError::Push { source, .. } => source.is_cancelled(),
             _ => false,

@@ -20,6 +20,8 @@ use super::Repository;
 use super::auth::Auth;
 use super::auth::Refusals;
 use super::auth::Verdict;
+use super::begun::Begun;
+use super::begun::UploadSession;
 use super::endpoint::Endpoint;
 use super::endpoint::Endpoints;
 use super::endpoint::Purpose;
@@ -75,6 +77,8 @@ pub(super) struct Ask<'a> {
 pub(super) struct Answer {
     pub response: Response,
     pub pass: Option<Pass>,
+    /// The upload that a POST began.
+    pub session: Option<UploadSession>,
 }
 
 impl Shared {
@@ -121,8 +125,15 @@ impl Shared {
                 verified: ask.verified,
                 confidential: false,
             };
-            let response = match self.send(ctx, endpoint.tls(), place, request).await {
-                Ok(response) => response,
+            let sent = match ask.method {
+                Method::POST => self.begin(ctx, endpoint, place, ask.repository, request).await,
+                _ => {
+                    let sent = self.send(ctx, endpoint.tls(), place, request).await;
+                    sent.map(|response| Begun { response, session: None })
+                }
+            };
+            let Begun { response, session } = match sent {
+                Ok(begun) => begun,
                 Err(error) if is_not_tls(&error) && endpoint.fall_back_to_plain() => continue,
                 Err(error) => return Err(error),
             };
@@ -131,10 +142,10 @@ impl Shared {
             // Another address was asked in our place and said nothing about who we are here.
             if !endpoint.owns(response.url()) {
                 endpoint.learn_open();
-                return Ok(Answer { response, pass });
+                return Ok(Answer { response, pass, session });
             }
             match auth.judge(self, ctx, &response).await? {
-                Verdict::Final => return Ok(Answer { response, pass }),
+                Verdict::Final => return Ok(Answer { response, pass, session }),
                 Verdict::Again => {
                     drop(scout);
                     self.drain(ctx, response).await;

@@ -377,7 +377,7 @@ impl Download {
         let path = format!("blobs/{}", self.digest);
         let mut ask = ask_for_blob(&place, &self.repository, endpoint, &path);
         ask.headers.extend(self.range());
-        let Answer { response, pass } = self.shared.ask(&self.ctx, endpoint, ask).await?;
+        let Answer { response, pass, .. } = self.shared.ask(&self.ctx, endpoint, ask).await?;
         self.check(place, response, pass).await
     }
 

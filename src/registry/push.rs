@@ -32,6 +32,7 @@ use super::RegistryError;
 use super::Repository;
 use super::Selector;
 use super::auth::Refusals;
+use super::begun::UploadSession;
 use super::client::Ask;
 use super::client::place;
 use super::endpoint::Endpoint;
@@ -41,8 +42,6 @@ use super::lanes::Lane;
 use super::manifest::digest_header;
 use super::scope::Scopes;
 use super::upload::OpenBody;
-use super::upload::Unfinished;
-use super::upload::UploadSession;
 use crate::ctx::Ctx;
 use crate::oci::Descriptor;
 use crate::oci::Digest;
@@ -86,16 +85,13 @@ impl RegistryClient {
         if self.has_blob(ctx, repository, descriptor).await? {
             return Ok(Pushed::Existed);
         }
-        let mut begun = Unfinished { client: self, ctx, repository, session: None };
+        let mut begun = None;
         let mut stalls = 0;
         for from in mounts.iter().filter(|from| **from != repository.name) {
             match self.mount_blob(ctx, repository, from, descriptor).await {
                 Ok(Mount::Mounted) => return Ok(Pushed::Mounted { from: from.clone() }),
-                Ok(Mount::Refused { session: Some(session) }) => match &begun.session {
-                    Some(_) => self.abandon(ctx, repository, session),
-                    None => begun.session = Some(session),
-                },
-                Ok(Mount::Refused { session: None }) => {}
+                // One is enough; another is cancelled.
+                Ok(Mount::Refused { session }) => begun = begun.or(session),
                 Err(error @ RegistryError::Cancelled { .. }) => return Err(error.into()),
                 Err(error) => {
                     tracing::debug!(%error, "a mount failed");
@@ -106,7 +102,7 @@ impl RegistryClient {
                 }
             }
         }
-        self.upload_blob(ctx, repository, descriptor, begun.session.take(), body).await?;
+        self.upload_blob(ctx, repository, descriptor, begun, body).await?;
         Ok(Pushed::Uploaded)
     }
 
@@ -175,9 +171,7 @@ impl RegistryClient {
             let error = match self.shared.ask(ctx, &endpoint, ask).await {
                 Ok(answer) => match answer.response.status() {
                     StatusCode::CREATED => return Ok(Mount::Mounted),
-                    StatusCode::ACCEPTED => {
-                        return refused(UploadSession::begun_by(&answer.response, &endpoint));
-                    }
+                    StatusCode::ACCEPTED => return refused(answer.session),
                     StatusCode::TOO_MANY_REQUESTS => self.shared.refusal(ctx, &place, answer.response).await,
                     _ => {
                         self.shared.drain(ctx, answer.response).await;

@@ -17,7 +17,6 @@ use std::task::Poll;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
 use http::header::AUTHORIZATION;
@@ -38,6 +37,8 @@ use super::Repository;
 use super::auth::Auth;
 use super::auth::Refusals;
 use super::auth::Verdict;
+use super::begun::UploadSession;
+use super::begun::upload_location;
 use super::client::place;
 use super::endpoint::Endpoint;
 use super::endpoint::Purpose;
@@ -46,9 +47,7 @@ use super::manifest::digest_header;
 use super::push::ask_to_push;
 use super::push::is_about_content;
 use super::scope::Scopes;
-use super::transport::Outgoing;
 use super::transport::authority;
-use super::transport::location;
 use super::transport::unreachable;
 use crate::ctx::Ctx;
 use crate::oci::Descriptor;
@@ -64,21 +63,6 @@ pub type UploadBody = BoxStream<'static, Result<Bytes, BodyError>>;
 
 /// Opens the body of an upload from its start; called again for each try.
 pub type OpenBody<'a> = &'a mut (dyn FnMut() -> BoxFuture<'static, Result<UploadBody, BodyError>> + Send);
-
-/// An upload that a registry is ready for.
-#[derive(Clone, Debug)]
-pub struct UploadSession {
-    endpoint: Arc<Endpoint>,
-    location: Url,
-}
-
-impl UploadSession {
-    /// What a reply begins; `None` if it does not say where.
-    pub(super) fn begun_by(response: &Response, endpoint: &Arc<Endpoint>) -> Option<UploadSession> {
-        let location = upload_location(response, endpoint)?;
-        Some(UploadSession { endpoint: Arc::clone(endpoint), location })
-    }
-}
 
 impl RegistryClient {
     /// Uploads a blob, in `session` if there is one: one PUT of known length.
@@ -105,11 +89,10 @@ impl RegistryClient {
                     None => self.begin_upload(ctx, &place, repository, &endpoint).await?,
                 };
                 let upload = Upload { client: self, ctx, place: &place, repository, descriptor };
-                let mut guard = Unfinished { client: self, ctx, repository, session: Some(session.clone()) };
-                let sent = upload.put(session, body).await;
+                let sent = upload.put(&session, body).await;
                 // What the registry answered ended the session there; anything else leaves it behind.
                 if matches!(sent, Ok(()) | Err(PushError::Refused { .. })) {
-                    guard.session = None;
+                    session.settle();
                 }
                 sent
             };
@@ -138,56 +121,11 @@ impl RegistryClient {
         if !answer.response.status().is_success() {
             return Err(self.shared.refusal(ctx, place, answer.response).await);
         }
-        UploadSession::begun_by(&answer.response, endpoint).ok_or_else(|| RegistryError::Protocol {
+        answer.session.ok_or_else(|| RegistryError::Protocol {
             place: Arc::clone(place),
             problem: "it began an upload without saying where".to_owned(),
         })
     }
-
-    /// Cancels an upload that will not be used, in the background.
-    pub fn abandon(&self, ctx: &Ctx, repository: &Repository, session: UploadSession) {
-        if self.shared.tasks.token().is_cancelled() {
-            return;
-        }
-        let (client, repository) = (self.clone(), repository.clone());
-        // The asker may be leaving; its sessions still say who we are.
-        let ctx = ctx.with_cancel(self.shared.tasks.token().child_token());
-        drop(self.shared.tasks.spawn("upload clean-up", async move {
-            let place = place(&repository, String::new(), None);
-            let shared = &client.shared;
-            let wanted = Scopes::push(&session.endpoint.repository(&repository.name));
-            let mut auth = Auth::new(&session.endpoint, &place, wanted, Refusals::Told);
-            let authorization = match session.endpoint.owns(&session.location) {
-                true => auth.authorization(shared, &ctx).await.unwrap_or_default(),
-                false => None,
-            };
-            let request = Outgoing {
-                method: Method::DELETE,
-                url: session.location.clone(),
-                headers: HeaderMap::new(),
-                authorization,
-                body: None,
-                verified: true,
-                confidential: false,
-            };
-            // Best effort: registries drop what is left on their own, in time.
-            if let Ok(response) = shared.send(&ctx, session.endpoint.tls(), &place, request).await {
-                shared.drain(&ctx, response).await;
-            }
-        }));
-    }
-}
-
-/// Where an upload goes. A registry behind a TLS proxy may call itself `http`: its own host keeps TLS.
-fn upload_location(response: &Response, endpoint: &Endpoint) -> Option<Url> {
-    let mut url = location(response)?;
-    if url.scheme() == "http" && endpoint.scheme() == "https" {
-        let mut secure = url.clone();
-        if secure.set_scheme("https").is_ok() && endpoint.owns(&secure) {
-            url = secure;
-        }
-    }
-    matches!(url.scheme(), "http" | "https").then_some(url)
 }
 
 /// One PUT and whatever it takes to have it accepted.
@@ -200,13 +138,13 @@ struct Upload<'a> {
 }
 
 impl Upload<'_> {
-    async fn put(&self, session: UploadSession, open: OpenBody<'_>) -> Result<(), PushError> {
+    async fn put(&self, session: &UploadSession, open: OpenBody<'_>) -> Result<(), PushError> {
         let Upload { client, ctx, place, repository, descriptor } = self;
         let shared = &client.shared;
-        let UploadSession { endpoint, mut location } = session;
+        let (endpoint, mut location) = (session.endpoint(), session.location().clone());
         let cancelled = |_| RegistryError::Cancelled { place: Arc::clone(place) };
         let wanted = Scopes::push(&endpoint.repository(&repository.name));
-        let mut auth = Auth::new(&endpoint, place, wanted, Refusals::Told);
+        let mut auth = Auth::new(endpoint, place, wanted, Refusals::Told);
         location.query_pairs_mut().append_pair("digest", &descriptor.digest.to_string());
         let mut redirects = 0;
         loop {
@@ -218,7 +156,7 @@ impl Upload<'_> {
                 shared.lanes.enter(ctx, endpoint.authority(), Lane::Upload).await.map_err(cancelled)?;
             let stream =
                 ctx.run(open()).await.map_err(cancelled)?.map_err(|cause| self.body_failed(cause.into()))?;
-            let response = self.send(&endpoint, &location, authorization, stream).await?;
+            let response = self.send(endpoint, &location, authorization, stream).await?;
             drop(pass);
             match response.status().as_u16() {
                 200..=299 => {
@@ -229,7 +167,7 @@ impl Upload<'_> {
                 }
                 307 | 308 if redirects < MAX_REDIRECTS => {
                     redirects += 1;
-                    if let Some(next) = upload_location(&response, &endpoint) {
+                    if let Some(next) = upload_location(&response, endpoint) {
                         location = next;
                         shared.drain(ctx, response).await;
                         continue;
@@ -342,22 +280,6 @@ impl Upload<'_> {
 
     fn body_failed(&self, cause: Cause) -> PushError {
         PushError::Body { place: Arc::clone(self.place), cause }
-    }
-}
-
-/// Abandons its session when it is dropped with it: by an error, or by a caller that left.
-pub(super) struct Unfinished<'a> {
-    pub client: &'a RegistryClient,
-    pub ctx: &'a Ctx,
-    pub repository: &'a Repository,
-    pub session: Option<UploadSession>,
-}
-
-impl Drop for Unfinished<'_> {
-    fn drop(&mut self) {
-        if let Some(session) = self.session.take() {
-            self.client.abandon(self.ctx, self.repository, session);
-        }
     }
 }
 

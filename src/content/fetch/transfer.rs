@@ -185,6 +185,7 @@ async fn transfer(
         Some(Err(error)) => return Ok(Transfer::Refused(error)),
         Some(Ok(opened)) => opened,
     };
+    fetch.written().begin();
     let mut body = opened.body;
     if anew {
         fetch.written().restart();
