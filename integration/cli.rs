@@ -12,6 +12,7 @@ use std::process::Stdio;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::harness::Containerd;
 use crate::harness::Daemon;
 use crate::harness::sha256;
 use crate::harness::tool;
@@ -175,18 +176,29 @@ fn an_archive_is_what_skopeo_reads() {
     }
 }
 
+/// The readable definition with a copy and a command, built to an archive.
+fn build_steps(thunk: &Thunk, busybox: &Path, output: &str) {
+    let tools = format!("tools={}", busybox.parent().unwrap().display());
+    let arguments =
+        ["build", "--oci-layout", "base=base", "--local", &tools, "--output", output, "steps.json"];
+    let run = thunk.run(&arguments);
+    assert!(run.success, "{}", run.stderr);
+}
+
+/// What the command of that definition has written and counted.
+fn assert_counted(root: &Path) {
+    let text = std::fs::read_to_string(root.join("hello.txt")).unwrap();
+    let counted = std::fs::read_to_string(root.join("counted.txt")).unwrap();
+    assert_eq!(counted, format!("{} /hello.txt\n", text.len()));
+}
+
 #[test]
 fn a_copy_and_a_command_make_an_image_that_skopeo_reads() {
     let (Some(skopeo), Some(busybox), Some(_)) = (tool("skopeo"), tool("busybox"), tool("runc")) else {
         return;
     };
     let thunk = Thunk::alone();
-    let tools = format!("tools={}", busybox.parent().unwrap().display());
-    let output = format!("type=oci,dest={}", thunk.path("out.tar").display());
-    let arguments =
-        ["build", "--oci-layout", "base=base", "--local", &tools, "--output", &output, "steps.json"];
-    let run = thunk.run(&arguments);
-    assert!(run.success, "{}", run.stderr);
+    build_steps(&thunk, &busybox, &format!("type=oci,dest={}", thunk.path("out.tar").display()));
     let archive = read_tar(&std::fs::read(thunk.path("out.tar")).unwrap());
     let layers = layers(&archive);
     assert_eq!(layers[..2], layers_of("base"));
@@ -197,14 +209,31 @@ fn a_copy_and_a_command_make_an_image_that_skopeo_reads() {
     let policy = ["--insecure-policy", "copy", &image, &directory];
     let output = Command::new(&skopeo).args(policy).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let output = format!("type=local,dest={}", thunk.path("files").display());
-    let arguments =
-        ["build", "--oci-layout", "base=base", "--local", &tools, "--output", &output, "steps.json"];
-    let run = thunk.run(&arguments);
-    assert!(run.success, "{}", run.stderr);
-    let text = std::fs::read_to_string(thunk.path("files/hello.txt")).unwrap();
-    let counted = std::fs::read_to_string(thunk.path("files/counted.txt")).unwrap();
-    assert_eq!(counted, format!("{} /hello.txt\n", text.len()));
+    build_steps(&thunk, &busybox, &format!("type=local,dest={}", thunk.path("files").display()));
+    assert_counted(&thunk.path("files"));
+}
+
+#[test]
+fn a_copy_and_a_command_make_an_image_that_containerd_unpacks() {
+    let (Some(busybox), Some(_), Some(containerd)) = (tool("busybox"), tool("runc"), Containerd::start())
+    else {
+        return;
+    };
+    let thunk = Thunk::alone();
+    for exporter in ["oci", "docker"] {
+        let name = format!("r.example/steps:{exporter}");
+        let file = thunk.path("out.tar").display().to_string();
+        build_steps(&thunk, &busybox, &format!("type={exporter},name={name},dest={file}"));
+        containerd.succeed(&["images", "import", "--snapshotter", "native", &file]);
+        let checked = containerd.succeed(&["images", "check", &format!("name=={name}")]);
+        assert!(checked.contains("complete"), "{checked}");
+        let target = containerd.directory().join(exporter);
+        std::fs::create_dir(&target).unwrap();
+        let target_text = target.to_str().unwrap();
+        containerd.succeed(&["images", "mount", "--snapshotter", "native", &name, target_text]);
+        assert_counted(&target);
+        containerd.succeed(&["images", "unmount", target_text]);
+    }
 }
 
 #[test]

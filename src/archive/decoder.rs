@@ -41,6 +41,12 @@ impl<R: Read> Decoder<R> {
         Decoder { state: Some(State::Between(Input::new(inner))), compression: None }
     }
 
+    /// Passes bytes on as they are, whatever they begin with.
+    pub fn uncompressed(inner: R) -> Decoder<R> {
+        let compression = Some(Compression::Uncompressed);
+        Decoder { state: Some(State::Plain(Input::new(inner))), compression }
+    }
+
     /// What the stream is compressed with. Reads its first bytes.
     pub fn compression(&mut self) -> Result<Compression, ArchiveError> {
         if let Some(compression) = self.compression {

@@ -178,8 +178,16 @@ fn survive(archive: &[u8]) {
     }
 }
 
+/// As many cases as `PROPTEST_CASES` says: with millions of them these tests are fuzzers.
+fn cases() -> ProptestConfig {
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => ProptestConfig::default(),
+        None => ProptestConfig::with_cases(400),
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(cases())]
 
     #[test]
     fn garbage_never_panics(bytes in collection::vec(any::<u8>(), 0..3000)) {

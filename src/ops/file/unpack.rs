@@ -1,15 +1,19 @@
 //! Unpacks archives that are copied, where a copy is to do that: what `ADD` of a Dockerfile does.
 //!
-//! A file is an archive if a tar header stands at its start, in any compression that is read here. It is unpacked
-//! as under chroot: its links resolve beneath the destination. A file in the way is replaced, directories merge.
+//! A file is an archive if a tar header stands at its start: plain, or compressed by gzip, bzip2, xz or zstd. It is
+//! unpacked as under chroot: its links resolve beneath the destination. A file in the way is replaced, directories merge.
 
 use std::fs::File;
+use std::io::BufReader;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bzip2::bufread::MultiBzDecoder;
+use lzma_rust2::XzReader;
 use tokio_util::sync::CancellationToken;
 
 use super::FileError;
@@ -32,7 +36,10 @@ use crate::fs::NewDirs;
 use crate::fs::Root;
 use crate::ops::op::CopyFiles;
 
-type Archive = Reader<Decoder<File>>;
+/// KiB that a window of xz may take, as much as one of zstd: that of `xz -9` takes half.
+const XZ_WINDOW: u32 = 128 << 10;
+
+type Archive = Reader<Decoder<Box<dyn Read>>>;
 
 /// Unpacks `source` into the destination of `copy`, and is false if it is no archive.
 pub(super) fn unpack(
@@ -48,7 +55,7 @@ pub(super) fn unpack(
     }
     let open = || -> Result<Archive, FsError> {
         let file = from.open_file(source)?;
-        Ok(Reader::with(Decoder::new(file), Limits::default(), AbsolutePaths::MakeRelative))
+        Ok(Reader::with(decoder(file), Limits::default(), AbsolutePaths::MakeRelative))
     };
     // What has no valid header, or nothing at all, is a file as others are.
     if !matches!(open()?.next_entry(), Ok(Some(_))) {
@@ -71,6 +78,21 @@ pub(super) fn unpack(
     }
     set_times(to, &made, mtime)?;
     Ok(true)
+}
+
+/// Layers are never compressed by bzip2 or xz, archives of users are.
+fn decoder(file: File) -> Decoder<Box<dyn Read>> {
+    let mut start = [0; 6];
+    // What can't be read here can't be read later either, and is told then.
+    let count = file.read_at(&mut start, 0).unwrap_or_default();
+    match &start[..count] {
+        b"\xfd7zXZ\0" => {
+            let xz = XzReader::new_mem_limit(BufReader::new(file), true, XZ_WINDOW);
+            Decoder::uncompressed(Box::new(xz))
+        }
+        [b'B', b'Z', b'h', ..] => Decoder::uncompressed(Box::new(MultiBzDecoder::new(BufReader::new(file)))),
+        _ => Decoder::new(Box::new(file)),
+    }
 }
 
 struct Unpacker {

@@ -60,11 +60,31 @@ fn add(bytes: &[u8], to: &Path, dest: &str, owner: Option<fs_owner::Owner>) -> R
 
 use crate::fs as fs_owner;
 
+/// What a program of Debian makes of `bytes`.
+fn compressed_by(program: &str, bytes: &[u8]) -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), bytes).unwrap();
+    let output = std::process::Command::new(program).arg("-9c").arg(file.path()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
+}
+
 #[test]
 fn an_archive_of_any_compression_is_unpacked_with_its_attributes() {
-    for compression in [Compression::Uncompressed, Compression::Gzip, Compression::Zstd] {
+    let plain = archive(&sample(), Compression::Uncompressed);
+    let (first, second) = plain.split_at(700);
+    for archive in [
+        archive(&sample(), Compression::Gzip),
+        archive(&sample(), Compression::Zstd),
+        compressed_by("bzip2", &plain),
+        compressed_by("xz", &plain),
+        // Streams that follow one another are one.
+        [compressed_by("bzip2", first), compressed_by("bzip2", second)].concat(),
+        [compressed_by("xz", first), compressed_by("xz", second)].concat(),
+        plain.clone(),
+    ] {
         let to = tempfile::tempdir().unwrap();
-        add(&archive(&sample(), compression), to.path(), "/new/dir", None).unwrap();
+        add(&archive, to.path(), "/new/dir", None).unwrap();
         let at = |path: &str| to.path().join("new/dir").join(path);
         let stat = |path: &str| fs::symlink_metadata(at(path)).unwrap();
         assert_eq!(fs::read(at("d/f")).unwrap(), b"text");
@@ -96,7 +116,11 @@ fn a_stated_owner_is_everybodys() {
 
 #[test]
 fn what_is_no_archive_is_copied() {
-    for bytes in [b"".as_slice(), b"hello", &[0; 1024], &archive(&[], Compression::Gzip)] {
+    let xz = compressed_by("xz", b"hello");
+    let twice = compressed_by("bzip2", &archive(&sample(), Compression::Gzip));
+    let none =
+        [b"".as_slice(), b"hello", &[0; 1024], &archive(&[], Compression::Gzip), &xz, &xz[..20], &twice];
+    for bytes in none {
         let to = tempfile::tempdir().unwrap();
         add(bytes, to.path(), "/f", None).unwrap();
         assert_eq!(fs::read(to.path().join("f")).unwrap(), bytes);
