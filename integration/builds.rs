@@ -35,7 +35,7 @@ fn layer_gets(registry: &TestRegistry, image: &Image) -> usize {
 }
 
 /// The regular files of an archive that the `tar` exporter wrote.
-fn files(archive: &Path) -> BTreeMap<String, String> {
+pub fn files(archive: &Path) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     let mut archive = tar::Archive::new(std::fs::File::open(archive).expect("an archive"));
     for entry in archive.entries().expect("entries") {

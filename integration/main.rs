@@ -14,6 +14,7 @@ mod harness_tests;
 mod house;
 mod laziness;
 mod lazy_images;
+mod networks;
 mod registry;
 mod restart;
 mod same_bytes;

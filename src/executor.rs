@@ -125,7 +125,7 @@ impl Executor {
         child::adopt_orphans().map_err(ExecError::io("adopt the orphans of", "this process"))?;
         let cgroups = cgroup::Cgroups::detect().map_err(ExecError::io("read", "/proc/self/mountinfo"))?;
         bundle::clear_leftovers(&directory, &cgroups)?;
-        network::clear_leftovers(&directory)?;
+        network::clear_leftovers(&directory, &options.network, &tasks)?;
         scratch::clear_leftovers(&directory)?;
         let runtime = runtime::Runtime::new(options.runtime.clone());
         let options = ExecutorOptions { directory, ..options };

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::mount::mount_bind;
 use rustix::mount::unmount;
@@ -21,13 +22,16 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::super::ExecError;
-use super::super::mountinfo;
+use super::super::NetworkMode;
 use crate::task::Tasks;
 
 const INTERFACE: &str = "eth0";
 
+/// What every plugin is told: it need not know the rest.
+const ARGUMENTS: &str = "IgnoreUnknown=1";
+
 /// The plugins that a configuration names.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 pub struct Plan {
     plugins: Vec<Map<String, Value>>,
     directory: PathBuf,
@@ -104,9 +108,9 @@ impl Attachment {
         made.await??;
         // Names in an argument list end at a semicolon.
         let arguments = if hostname.is_empty() || hostname.contains([';', '=']) {
-            "IgnoreUnknown=1".to_owned()
+            ARGUMENTS.to_owned()
         } else {
-            format!("IgnoreUnknown=1;K8S_POD_NAME={hostname}")
+            format!("{ARGUMENTS};K8S_POD_NAME={hostname}")
         };
         let tasks = tasks.clone();
         let mut attachment = Attachment { plan, path, id, arguments, result: Value::Null, tasks };
@@ -229,24 +233,43 @@ fn set_up(socket: std::os::fd::BorrowedFd<'_>) -> rustix::io::Result<()> {
 }
 
 fn remove_namespace(path: &Path) -> std::io::Result<()> {
-    unmount(path, UnmountFlags::DETACH)?;
-    fs::remove_file(path)
+    match unmount(path, UnmountFlags::DETACH) {
+        // It was never mounted, or went with the kernel that had it.
+        Ok(()) | Err(Errno::INVAL) => fs::remove_file(path),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
-/// Releases namespaces that an earlier daemon left. The interfaces in them go with them; addresses that a plugin
-/// handed out are its own to collect.
-pub fn clear_leftovers(directory: &Path) -> Result<(), ExecError> {
+/// Releases, in the background, the namespaces that an earlier daemon left and what plugins gave to them, by
+/// the plugins that are configured now.
+pub fn clear_leftovers(directory: &Path, mode: &NetworkMode, tasks: &Tasks) -> Result<(), ExecError> {
     let namespaces = directory.join(NAMESPACES);
     let Ok(entries) = fs::read_dir(&namespaces) else { return Ok(()) };
-    let mounted = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mounted: Vec<PathBuf> = mountinfo::parse(&mounted).map(|m| m.path).collect();
-    for entry in entries {
-        let path = entry.map_err(ExecError::io("read", &namespaces))?.path();
-        if mounted.contains(&path) {
-            unmount(&path, UnmountFlags::DETACH)
-                .map_err(|errno| ExecError::io("unmount", &path)(errno.into()))?;
-        }
-        fs::remove_file(&path).map_err(ExecError::io("remove", &path))?;
+    let left = entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<Vec<_>, _>>();
+    let left = left.map_err(ExecError::io("read", &namespaces))?;
+    if left.is_empty() {
+        return Ok(());
     }
+    let plan = match mode {
+        NetworkMode::Cni { config, plugins } => Plan::read(config, plugins).unwrap_or_else(|error| {
+            tracing::warn!(%error, "addresses of an earlier daemon's steps stay");
+            Plan::default()
+        }),
+        NetworkMode::Host => Plan::default(),
+    };
+    let (plan, work) = (Arc::new(plan), tasks.clone());
+    drop(tasks.spawn("network clean-up", async move {
+        for name in left {
+            let attachment = Attachment {
+                plan: Arc::clone(&plan),
+                path: namespaces.join(&name),
+                id: name.to_string_lossy().into_owned(),
+                arguments: ARGUMENTS.to_owned(),
+                result: Value::Null,
+                tasks: work.clone(),
+            };
+            attachment.remove().await;
+        }
+    }));
     Ok(())
 }
