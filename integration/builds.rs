@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::Path;
+use std::time::Duration;
 
+use futures::FutureExt as _;
 use futures::future::join_all;
 
+use crate::harness::Archive;
 use crate::harness::Image;
 use crate::harness::Layer;
 use crate::harness::Op;
@@ -17,6 +20,9 @@ use crate::harness::llb;
 use crate::harness::llb::Action;
 
 const LAYERS: usize = 12;
+
+/// Until something has happened that has to.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An image of twelve layers: a busybox and eleven with a file each.
 fn base() -> Option<Image> {
@@ -61,7 +67,7 @@ async fn assert_no_leak(client: &Buildctl, daemon: &Daemon) {
         if left(&snapshots) == 0 {
             return;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("{} snapshots are left", left(&snapshots));
 }
@@ -176,7 +182,7 @@ async fn builds_at_once_share_what_they_run() {
     let clients: Vec<_> = (0..8).filter_map(|_| Buildctl::of(&daemon)).collect();
     let registry = registry_of(&image);
     let base = llb::image(registry.reference("base", "v1"));
-    let run = llb::sh(&base, "echo once > /once; sleep 1").marshal();
+    let run = llb::sh(&base, "cat /proc/sys/kernel/random/uuid > /once; sleep 1").marshal();
     let builds = clients.iter().enumerate().map(|(n, client)| {
         let output = format!("type=tar,dest={}/{n}.tar", daemon.scratch().display());
         let run = &run;
@@ -188,8 +194,79 @@ async fn builds_at_once_share_what_they_run() {
     for digest in image.layer_digests() {
         assert_eq!(registry.gets_of(digest), 1, "{}", registry.story());
     }
-    for n in 0..clients.len() {
-        assert_eq!(files(&daemon.scratch().join(format!("{n}.tar")))["once"], "once\n");
-    }
+    let once = |n: usize| files(&daemon.scratch().join(format!("{n}.tar"))).remove("once").expect("a file");
+    assert_eq!(once(0).len(), "00000000-0000-0000-0000-000000000000\n".len());
+    assert!((1..clients.len()).all(|n| once(n) == once(0)), "it ran more than once");
     assert_no_leak(&clients[0], &daemon).await;
+}
+
+/// The layer that a step wrote is made once, whoever exports it.
+#[tokio::test(flavor = "multi_thread")]
+async fn exporters_of_one_build_share_its_result() {
+    let (Some(image), daemon) = (base(), Daemon::start()) else { return };
+    let Some(client) = Buildctl::of(&daemon) else { return };
+    let registry = registry_of(&image);
+    let base = llb::image(registry.reference("base", "v1"));
+    let run = llb::sh(&base, "cat /proc/sys/kernel/random/uuid > /once");
+    let path = |name: &str| daemon.scratch().join(name).display().to_string();
+    let outputs = [
+        format!("type=oci,dest={}", path("oci.tar")),
+        format!("type=docker,dest={}", path("docker.tar")),
+        format!("type=tar,dest={}", path("files.tar")),
+        format!("type=local,dest={}", path("files")),
+        format!("type=image,name={},push=true", registry.reference("one", "v1")),
+        format!("type=image,name={},push=true", registry.reference("two", "v1")),
+    ];
+    let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    client.build(&run.marshal(), &outputs).await.success();
+    for digest in image.layer_digests() {
+        assert_eq!(registry.gets_of(digest), 1, "{}", registry.story());
+    }
+    let manifest = |name: &str| registry.manifest(name, "v1").expect("a manifest").json();
+    assert_eq!(manifest("one")["layers"], manifest("two")["layers"]);
+    let made = manifest("one")["layers"][LAYERS]["digest"].as_str().expect("a digest").to_owned();
+    for archive in ["oci.tar", "docker.tar"] {
+        let archive = Archive::parse(&std::fs::read(path(archive)).expect("an archive"));
+        archive.verify();
+        assert!(archive.has_blob(&made));
+    }
+    let once = std::fs::read_to_string(daemon.scratch().join("files/once")).expect("a file");
+    assert_eq!(files(&daemon.scratch().join("files.tar"))["once"], once);
+    assert_no_leak(&client, &daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_is_unpacked_while_it_downloads() {
+    let (Some(busybox), daemon) = (busybox(), Daemon::start()) else { return };
+    let Some(client) = Buildctl::of(&daemon) else { return };
+    let noise = |n: u64| Layer::incompressible(n, 16 << 10).source.expect("bytes").to_bytes();
+    let image = Image::of([busybox, Layer::files((0..200).map(|n| (format!("noise-{n}"), noise(n))))]);
+    let registry = registry_of(&image);
+    let (layer, size) = (&image.layers[1].digest(), image.layers[1].descriptor.size);
+    let hold = registry.hold_after(Op::BlobGet.of(layer), size / 2);
+    let run = llb::sh(&llb::image(registry.reference("base", "v1")), "ls /noise-199").marshal();
+    let build = client.build(&run, &[]);
+    let look = async {
+        hold.reached().await;
+        let snapshots = daemon.root().join("snapshots");
+        while !has_file(&snapshots, "noise-0") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!has_file(&snapshots, "noise-199"), "its bytes are not there yet");
+        hold.release();
+    };
+    let (build, ()) =
+        tokio::join!(build, tokio::time::timeout(PATIENCE, look).map(|done| done.expect("in time")));
+    build.success();
+    assert_eq!(registry.gets_of(layer), 1, "{}", registry.story());
+    assert_no_leak(&client, &daemon).await;
+}
+
+/// True if there is a file of that name anywhere below.
+fn has_file(directory: &Path, name: &str) -> bool {
+    std::fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|entry| entry.file_name() == name || (entry.path().is_dir() && has_file(&entry.path(), name)))
 }

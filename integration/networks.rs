@@ -83,7 +83,10 @@ async fn a_step_has_the_network_of_its_plugins_and_gives_it_back() {
     let archive = scene.daemon.scratch().join("out.tar");
     scene.client.build(&step.marshal(), &[&format!("type=tar,dest={}", archive.display())]).await.success();
     let files = files(&archive);
-    assert!(files["addresses"].contains("eth0") && files["addresses"].contains("inet 10.198.77."), "{files:?}");
+    assert!(
+        files["addresses"].contains("eth0") && files["addresses"].contains("inet 10.198.77."),
+        "{files:?}"
+    );
     assert!(files["addresses"].contains("inet 127.0.0.1/8"), "{files:?}");
     assert!(files["routes"].contains("10.198.77.1"), "{files:?}");
     scene.assert_released();
