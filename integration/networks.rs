@@ -105,10 +105,15 @@ async fn what_a_killed_daemon_left_is_given_back_at_the_next_start() {
     let Some(mut scene) = Scene::new("10.198.79.0/24", &[]) else { return };
     let definition = scene.sh("sleep 600").marshal();
     let client = Buildctl::of(&scene.daemon).expect("buildctl");
-    let build = tokio::spawn(async move { client.build(&definition, &[]).await });
-    assert!(poll(PATIENCE, || scene.leased() == 1 && scene.namespaces() == 1), "{}", scene.daemon.log());
-    scene.daemon.kill9();
-    build.await.expect("no panic").failure();
+    let kill = async {
+        while (scene.leased(), scene.namespaces()) != (1, 1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        scene.daemon.kill9();
+    };
+    let both = async { tokio::join!(client.build(&definition, &[]), kill) };
+    let (build, ()) = tokio::time::timeout(PATIENCE, both).await.expect("in time");
+    build.failure();
     scene.daemon.start_again();
     scene.assert_released();
 }
