@@ -315,7 +315,15 @@ impl Cache {
         Ok(walked.map(|walked| walked.parts.iter().filter_map(Part::blob).cloned().collect()))
     }
 
-    /// How much of a record is here; `None` if there is no such record.
+    /// True if there is such a record, whatever became of those that it stands on. One look-up, however many
+    /// they are.
+    pub fn has(&self, id: &RecordId) -> Result<bool, CacheError> {
+        let Some(row) = self.0.db.read(|tx| Row::read(tx, id))? else { return Ok(false) };
+        let own: Vec<Part> = row.part(id).into_iter().collect();
+        Ok(!matches!(row.kind, Kind::Mutable { .. }) && self.0.snapshots.has_all_made(&own)?)
+    }
+
+    /// How much of a record is here; `None` if there is no such record. Looks at each layer.
     pub fn presence(&self, id: &RecordId) -> Result<Option<Presence>, CacheError> {
         let Some(Walked { parts, .. }) = self.0.db.read(|tx| walk(tx, id))? else { return Ok(None) };
         if !self.0.snapshots.has_all_made(&parts)? {

@@ -1,5 +1,7 @@
 //! [`Plan`]: records that are to exist, from the lowest to the one that is wanted.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
 use super::ImmutableRef;
@@ -82,7 +84,9 @@ impl Plan {
     /// The change sets that the planned records add.
     pub(super) fn parts(&self) -> impl Iterator<Item = Part> {
         self.steps.iter().filter_map(|step| match &step.kind {
-            Kind::Layer { layer, .. } => Some(Part { record: step.id, set: ChangeSet::Blob(layer.clone()) }),
+            Kind::Layer { layer, .. } => {
+                Some(Part { record: step.id, set: ChangeSet::Blob(Arc::new(Layer::clone(layer))) })
+            }
             _ => None,
         })
     }

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use redb::MultimapTableDefinition;
@@ -249,7 +250,7 @@ pub struct Part {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum ChangeSet {
-    Blob(Box<Layer>),
+    Blob(Arc<Layer>),
     Made(Made),
 }
 
@@ -314,7 +315,7 @@ impl Row {
     /// The record's own change set, if it has one.
     pub(super) fn part(&self, id: &RecordId) -> Option<Part> {
         let set = match &self.kind {
-            Kind::Layer { layer, .. } => ChangeSet::Blob(layer.clone()),
+            Kind::Layer { layer, .. } => ChangeSet::Blob(Arc::new(Layer::clone(layer))),
             Kind::Made { snapshot, .. } | Kind::Mutable { snapshot, .. } => ChangeSet::Made(Made {
                 snapshot: snapshot.clone(),
                 created_at: self.created_at,

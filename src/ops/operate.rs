@@ -57,6 +57,12 @@ pub trait Operate: Send + Sync + 'static {
     /// How near the result is. Reads metadata only, and does not block for long.
     fn presence(&self, id: &ResultId) -> Presence;
 
+    /// False if there is no such result any more. What a result stands on need not be looked at: loading it
+    /// tells.
+    fn has(&self, id: &ResultId) -> bool {
+        self.presence(id) > Presence::Missing
+    }
+
     /// A result that another vertex of the same key made, as this vertex would have it: with what the
     /// vertex and its ancestors offer, so that its bytes are asked for with the rights of whoever
     /// wanted this one. Changes memory only.

@@ -332,6 +332,15 @@ impl Operate for Worker {
         }
     }
 
+    fn has(&self, id: &ResultId) -> bool {
+        let has = |id| {
+            self.cache
+                .has(&id)
+                .inspect_err(|error| tracing::warn!(%id, %error, "a record can't be looked at"))
+        };
+        id.0 == SCRATCH || id.0.parse().is_ok_and(|id| has(id).unwrap_or(false))
+    }
+
     fn result_id(&self, output: &Option<ImmutableRef>) -> Option<ResultId> {
         Some(ResultId(output.as_ref().map_or_else(|| SCRATCH.to_owned(), |r| r.id().to_string())))
     }

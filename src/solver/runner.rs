@@ -263,8 +263,14 @@ impl<O: Operate> Hands<O> {
             Err(_) => Answer::default(),
         };
         let mut gone = Vec::new();
+        // What is nearest is asked only where there is a choice: it takes a look at every layer.
+        let choice = answer.records.len() > 1;
         answer.records.retain_mut(|record| {
-            record.presence = self.operate.presence(&record.id);
+            record.presence = match choice {
+                true => self.operate.presence(&record.id),
+                false if self.operate.has(&record.id) => Presence::Remote,
+                false => Presence::Missing,
+            };
             if record.presence == Presence::Missing {
                 gone.push(record.id.clone());
             }
