@@ -335,26 +335,43 @@ impl Cache {
         }
         let (sender, mut followers) = mpsc::unbounded_channel();
         let mut follow = |follower| drop(sender.send(follower));
-        let mut fetch = Box::pin(self.0.content.reader_with(ctx, &layer.blob, handlers, &mut follow));
-        let follower = tokio::select! {
+        let mut fetch = Box::pin(self.0.content.follow(ctx, &layer.blob, handlers, &mut follow));
+        let (follower, held) = tokio::select! {
             biased;
-            Some(follower) = followers.recv() => follower,
-            reader = &mut fetch => {
-                self.unpack_from(ctx, layer, target, Source::File(reader?)).await?;
-                return Ok(hold);
-            }
+            Some(follower) = followers.recv() => (follower, None),
+            held = &mut fetch => match (held?, followers.try_recv()) {
+                // It is small, and was there before anybody looked.
+                (held, Ok(follower)) => (follower, Some(held)),
+                (held, Err(_)) => {
+                    let reader = self.0.content.open_held(held)?;
+                    self.unpack_from(ctx, layer, target, Source::File(reader)).await?;
+                    return Ok(hold);
+                }
+            },
         };
-        // Unpacked while it arrives. What comes of that counts only once the asker's own fetch is done.
-        let (reader, unpacked) = {
+        // Unpacked while it arrives. What comes of that counts only once the digest held and the asker was let
+        // in; nobody has to wait until the blob's own file is on the disk.
+        let unpacked = {
             let unpack = self.unpack_from(ctx, layer, target.clone(), Source::Follower(follower));
             let mut unpack = Box::pin(unpack);
-            tokio::select! {
-                reader = &mut fetch => (reader?, unpack.await),
-                unpacked = &mut unpack => (fetch.await?, unpacked),
+            if let Some(_held) = held {
+                unpack.await
+            } else {
+                tokio::select! {
+                    held = &mut fetch => {
+                        let _held = held?;
+                        unpack.await
+                    }
+                    unpacked = &mut unpack => {
+                        fetch.await.map(drop)?;
+                        unpacked
+                    }
+                }
             }
         };
         if matches!(unpacked, Err(CacheError::Unpack { .. } | CacheError::WrongDiffId { .. })) {
             // The bytes may have been wrong ones, which were thrown away since.
+            let reader = self.fetch(ctx, layer, handlers).await?;
             self.unpack_from(ctx, layer, target, Source::File(reader)).await?;
         } else {
             unpacked?;

@@ -159,6 +159,16 @@ impl<F> BlobTable<F> {
         self.entries().get(digest).cloned()
     }
 
+    /// All that are on their way.
+    pub(super) fn fetches(&self) -> Vec<(Digest, Arc<F>)> {
+        let entries = self.entries();
+        let fetching = entries.iter().filter_map(|(digest, state)| match state {
+            Residency::Fetching(fetch) => Some((*digest, Arc::clone(fetch))),
+            _ => None,
+        });
+        fetching.collect()
+    }
+
     /// As [`BlobTable::get`], where a look at the disk `found` a whole file or none. The caller must
     /// hold the blob since before it looked.
     pub(super) fn get_or_note(&self, digest: &Digest, found: Option<u64>) -> Residency<F> {

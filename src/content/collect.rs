@@ -76,6 +76,12 @@ pub(super) async fn collect(inner: &Arc<Inner>, keep: Duration) -> Result<Collec
 
 async fn run(inner: &Arc<Inner>, keep: Duration) -> Result<Collected, ContentError> {
     let mut collected = Collected::default();
+    // A fetch that nobody waits for any more may be about to leave a file.
+    for (digest, fetch) in inner.table.fetches() {
+        if fetch.is_landing() && !inner.leases.is_held(&digest) {
+            fetch.landed().await;
+        }
+    }
     let unneeded = {
         let inner = Arc::clone(inner);
         inner.tasks.clone().spawn_blocking("list unneeded blobs", move || unneeded(&inner, keep)).await??

@@ -30,31 +30,46 @@ use flight::Waiter;
 /// Is given the way to read along, each time that a fetch is begun or joined.
 pub(super) type OnFetch<'a> = &'a mut (dyn FnMut(Follower) + Send);
 
+/// What an asker waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Until {
+    /// The digest held, or the blob is resident: enough for one who reads along.
+    Verified,
+    /// The file is there for good.
+    Resident,
+}
+
+/// An asker, and what it wants.
+#[derive(Clone, Copy)]
+struct Asker<'a> {
+    ctx: &'a Ctx,
+    descriptor: &'a Descriptor,
+    handlers: &'a [DescHandler],
+    until: Until,
+}
+
 impl Inner {
     pub(super) async fn fetch(
         self: &Arc<Self>,
         ctx: &Ctx,
         descriptor: &Descriptor,
         handlers: &DescHandlers,
+        until: Until,
         follow: OnFetch<'_>,
     ) -> Result<Lease, FetchError> {
         let digest = descriptor.digest;
         // First held, then looked up: see the invariants of the table.
         let lease = self.leases.hold(digest);
-        match ctx.run(self.bring(ctx, descriptor, handlers.get(&digest), follow)).await {
+        let asker = Asker { ctx, descriptor, handlers: handlers.get(&digest), until };
+        match ctx.run(self.bring(asker, follow)).await {
             Ok(brought) => brought.map(|()| lease),
             Err(Cancelled) => Err(FetchError::Cancelled { digest }),
         }
     }
 
-    /// Returns once the blob is resident and `ctx` may have it. The caller holds it.
-    async fn bring(
-        self: &Arc<Self>,
-        ctx: &Ctx,
-        descriptor: &Descriptor,
-        handlers: &[DescHandler],
-        follow: OnFetch<'_>,
-    ) -> Result<(), FetchError> {
+    /// Returns once the blob is what is asked for and the asker may have it. The caller holds it.
+    async fn bring(self: &Arc<Self>, asker: Asker<'_>, follow: OnFetch<'_>) -> Result<(), FetchError> {
+        let Asker { ctx, descriptor, handlers, .. } = asker;
         let digest = descriptor.digest;
         loop {
             let state = self.look(descriptor).await.map_err(|e| FetchError::store(digest, e))?;
@@ -78,7 +93,7 @@ impl Inner {
                         Some(waiter) => {
                             add(&self.counters.joined, 1);
                             follow(self.follower(&fetch));
-                            return self.land(waiter, ctx, descriptor, handlers, false).await;
+                            return self.land(waiter, asker, false).await;
                         }
                         None => drop(fetch.landed().await),
                     }
@@ -92,7 +107,7 @@ impl Inner {
                         add(&self.counters.fetches, 1);
                         follow(self.follower(&fetch));
                         drop(self.tasks.spawn("fetch", transfer::run(Arc::clone(self), fetch)));
-                        return self.land(waiter, ctx, descriptor, handlers, true).await;
+                        return self.land(waiter, asker, true).await;
                     }
                 }
             }
@@ -125,17 +140,10 @@ impl Inner {
     }
 
     /// What a fetch comes to for one who waits for it.
-    async fn land(
-        self: &Arc<Self>,
-        waiter: Waiter,
-        ctx: &Ctx,
-        descriptor: &Descriptor,
-        handlers: &[DescHandler],
-        began: bool,
-    ) -> Result<(), FetchError> {
-        match self.await_landing(waiter, ctx, descriptor, handlers, began).await {
-            Err(error) => match self.made_here(&descriptor.digest)? {
-                Some(size) => right_size(descriptor, size),
+    async fn land(self: &Arc<Self>, waiter: Waiter, asker: Asker<'_>, began: bool) -> Result<(), FetchError> {
+        match self.await_landing(waiter, asker, began).await {
+            Err(error) => match self.made_here(&asker.descriptor.digest)? {
+                Some(size) => right_size(asker.descriptor, size),
                 None => Err(error),
             },
             landed => landed,
@@ -145,13 +153,15 @@ impl Inner {
     async fn await_landing(
         self: &Arc<Self>,
         waiter: Waiter,
-        ctx: &Ctx,
-        descriptor: &Descriptor,
-        handlers: &[DescHandler],
+        Asker { ctx, descriptor, handlers, until }: Asker<'_>,
         began: bool,
     ) -> Result<(), FetchError> {
         let Descriptor { digest, size, .. } = *descriptor;
-        match waiter.fetch().landed().await {
+        let outcome = match until {
+            Until::Verified => waiter.fetch().verified().await,
+            Until::Resident => waiter.fetch().landed().await,
+        };
+        match outcome {
             Outcome::Arrived { by } => {
                 if by != Some(waiter.id()) {
                     self.entitle(ctx, descriptor, handlers, waiter.refusals()).await?;

@@ -45,7 +45,7 @@ struct State {
     size: u64,
     /// Goes up when the file starts from nothing.
     round: u64,
-    /// How the fetch ended: true if the blob is there.
+    /// How the fetch ended: true once the digest held, whatever becomes of the file.
     arrived: Option<bool>,
 }
 
@@ -69,8 +69,9 @@ impl Written {
         self.changed.notify_all();
     }
 
+    /// Only the first end counts: who has verified bytes keeps them, even if the file can't be made.
     pub(super) fn end(&self, arrived: bool) {
-        self.state().arrived = Some(arrived);
+        self.state().arrived.get_or_insert(arrived);
         self.changed.notify_all();
     }
 

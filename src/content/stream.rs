@@ -28,6 +28,7 @@ use super::Refusal;
 use super::StreamSource;
 use super::blob::Residency;
 use super::candidate::Candidate;
+use super::fetch::Until;
 use super::given::Given;
 use super::stats::add;
 use crate::ctx::Cancelled;
@@ -53,7 +54,7 @@ impl Inner {
             _ => None,
         };
         let Some(passing) = passing else {
-            let lease = self.fetch(ctx, descriptor, handlers, &mut drop).await?;
+            let lease = self.fetch(ctx, descriptor, handlers, Until::Resident, &mut drop).await?;
             let reader = self.reader(digest, lease)?;
             return Ok(BlobStream::new(reader.size(), StreamSource::File, reader.stream(0..u64::MAX)));
         };

@@ -5,6 +5,8 @@
 //! - A [`Waiter`] is an interest in the bytes. The token is cancelled when the last one goes, and from
 //!   then on, or once the task has run out of candidates, nobody can board: late comers wait for the end
 //!   and begin anew.
+//! - A fetch whose digest held goes on to its end without anybody: the file is synced and renamed. Who only
+//!   reads along has nothing to wait for by then.
 //! - A waiter that leaves takes its candidates along: what it was allowed to do is not done for
 //!   others afterwards. A transfer that is already under way goes on.
 //!
@@ -35,15 +37,26 @@ pub(in crate::content) struct Fetch {
     descriptor: Descriptor,
     token: CancellationToken,
     aboard: Mutex<Aboard>,
-    outcome: watch::Sender<Option<Outcome>>,
+    stage: watch::Sender<Stage>,
     written: Arc<Written>,
+}
+
+/// How far a fetch is.
+#[derive(Clone, Debug)]
+enum Stage {
+    UnderWay,
+    /// The digest held. The file is on its way to its place, whoever leaves now.
+    Verified {
+        by: Option<u64>,
+    },
+    Ended(Outcome),
 }
 
 /// How a fetch ended.
 #[derive(Clone, Debug)]
 pub(in crate::content) enum Outcome {
-    /// The blob is resident. Its bytes, the last of them at least, came through a candidate of waiter
-    /// `by`, if not all of them were here before.
+    /// The blob is resident, or about to be for who asks no more than its digest. Its bytes, the last of
+    /// them at least, came through a candidate of waiter `by`, if not all of them were here before.
     Arrived { by: Option<u64> },
     /// No candidate had it. Each waiter has its own answers.
     Refused,
@@ -93,8 +106,8 @@ pub(in crate::content) struct Waiter {
 impl Fetch {
     pub(super) fn new(descriptor: Descriptor, tasks: &Tasks) -> Fetch {
         let token = tasks.token().child_token();
-        let (aboard, outcome) = (Mutex::default(), watch::Sender::new(None));
-        Fetch { descriptor, token, aboard, outcome, written: Arc::default() }
+        let (aboard, stage) = (Mutex::default(), watch::Sender::new(Stage::UnderWay));
+        Fetch { descriptor, token, aboard, stage, written: Arc::default() }
     }
 
     pub(in crate::content) fn descriptor(&self) -> &Descriptor {
@@ -176,17 +189,49 @@ impl Fetch {
         }
     }
 
+    /// Tells that the digest held: followers are at their end, and who needs no more goes on.
+    pub(super) fn verify(&self, by: Option<u64>) {
+        self.written.end(true);
+        self.stage.send_replace(Stage::Verified { by });
+    }
+
     pub(super) fn land(&self, outcome: Outcome) {
         self.aboard().closed = true;
         self.written.end(matches!(outcome, Outcome::Arrived { .. }));
-        self.outcome.send_replace(Some(outcome));
+        self.stage.send_replace(Stage::Ended(outcome));
+    }
+
+    /// True from when the digest held until the end.
+    pub(in crate::content) fn is_landing(&self) -> bool {
+        matches!(*self.stage.borrow(), Stage::Verified { .. })
+    }
+
+    /// Waits until the digest has held, or for another end.
+    pub(super) async fn verified(&self) -> Outcome {
+        self.reached(|stage| match stage {
+            Stage::UnderWay => None,
+            Stage::Verified { by } => Some(Outcome::Arrived { by: *by }),
+            Stage::Ended(outcome) => Some(outcome.clone()),
+        })
+        .await
     }
 
     /// Waits for the end.
     pub(in crate::content) async fn landed(&self) -> Outcome {
-        let mut outcome = self.outcome.subscribe();
-        let landed = outcome.wait_for(Option::is_some).await;
-        landed.ok().and_then(|o| o.clone()).expect("the sender is in self, and the wait was for some")
+        self.reached(|stage| match stage {
+            Stage::Ended(outcome) => Some(outcome.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn reached(&self, outcome: impl Fn(&Stage) -> Option<Outcome>) -> Outcome {
+        let mut stage = self.stage.subscribe();
+        let reached = stage.wait_for(|stage| outcome(stage).is_some()).await;
+        reached
+            .ok()
+            .and_then(|stage| outcome(&stage))
+            .expect("the sender is in self, and the wait was for this")
     }
 
     fn aboard(&self) -> MutexGuard<'_, Aboard> {

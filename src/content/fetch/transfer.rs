@@ -129,7 +129,7 @@ async fn bring(inner: &Arc<Inner>, fetch: &Fetch) -> Result<Outcome, ContentErro
                 Ingest::start(&inner.tasks, &inner.disk, digest, prefix.given.clone(), fetch.written());
             let ingested = ingest.finish().await?;
             if have == descriptor.size && ingested.digest == digest {
-                commit(inner, fetch, ingested, &prefix.given).await?;
+                commit(inner, fetch, ingested, &prefix.given, None).await?;
                 return Ok(Outcome::Arrived { by: None });
             }
             fetch.written().restart();
@@ -208,10 +208,10 @@ async fn transfer(
         Ended::Whole => {}
     }
     if ingested.size == descriptor.size && ingested.digest == descriptor.digest {
-        commit(inner, fetch, ingested, &prefix.given).await?;
         if prefix.waiter == Some(turn.waiter) {
             inner.had(&turn.candidate, descriptor);
         }
+        commit(inner, fetch, ingested, &prefix.given, Some(turn.waiter)).await?;
         return Ok(Transfer::Arrived);
     }
     body.condemn();
@@ -278,18 +278,20 @@ async fn receive(
     Ended::Whole
 }
 
-/// Makes verified bytes the blob. Not given up in between, since it takes no time worth saving.
+/// Makes verified bytes the blob. Not given up in between: the bytes are worth the sync. Those who don't
+/// need the file go on before it, with an origin that is proven: their rights are looked up there.
 async fn commit(
     inner: &Arc<Inner>,
     fetch: &Fetch,
     ingested: Ingested,
     given: &Given,
+    by: Option<u64>,
 ) -> Result<(), ContentError> {
     let digest = fetch.descriptor().digest;
+    inner.prove(fetch.descriptor(), given.origin()).await;
+    fetch.verify(by);
     let disk = Arc::clone(&inner.disk);
     let commit =
         inner.tasks.spawn_blocking("commit blob", move || disk.commit_partial(&ingested.file, &digest));
-    commit.await??;
-    inner.prove(fetch.descriptor(), given.origin()).await;
-    Ok(())
+    commit.await?
 }
