@@ -22,9 +22,9 @@ use crate::oci::Digest;
 use crate::task::Task;
 use crate::task::Tasks;
 
-/// Chunks between the network and the disk. Providers' chunks are at most some 64 KiB, so this bounds
-/// the memory of a transfer to about a megabyte.
-const IN_FLIGHT: usize = 16;
+/// Chunks between the network and the disk. A chunk may be all that a connection had buffered, which is up to
+/// some 400 KiB; a dozen transfers at once are to fit into memory all the same.
+const IN_FLIGHT: usize = 4;
 
 /// A transfer into a partial blob.
 #[derive(Debug)]
