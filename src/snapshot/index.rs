@@ -62,7 +62,7 @@ pub struct IndexedFile {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Where a file's bytes begin in the uncompressed stream.
     pub offset: u64,
-    /// Of a file's bytes; `None` if it is sparse.
+    /// Of a file's bytes; `None` if it is sparse, or larger than a MiB.
     pub digest: Option<Digest>,
     /// False if the bytes at `offset` are not the file's as they are: it is sparse.
     pub contiguous: bool,

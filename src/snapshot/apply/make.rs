@@ -46,6 +46,10 @@ const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 
+/// Files up to this size get a digest in the index. One that is larger is hashed when somebody asks: to do so
+/// while it is unpacked costs as much as to hash the layer.
+const DIGEST_BYTES: u64 = 1 << 20;
+
 pub(super) struct Unpacker<'a> {
     place: Place<'a>,
     /// What the process takes away from the mode of a new file.
@@ -187,7 +191,7 @@ impl<'a> Unpacker<'a> {
         };
         let mut file = File::from(file.map_err(ApplyError::io("make", path))?);
         let sparse = reader.extents().is_some();
-        let mut hasher = (!sparse).then(Sha256::new);
+        let mut hasher = (!sparse && entry.size <= DIGEST_BYTES).then(Sha256::new);
         while let Some(chunk) = reader.next_chunk()? {
             if let Some(hasher) = &mut hasher {
                 hasher.update(chunk.bytes);
