@@ -5,7 +5,9 @@
 //!
 //! # Invariants
 //!
-//! - When [`Executor::run`] has returned, nothing of the process is left: no process, no cgroup, no mount, no file.
+//! - When [`Executor::run`] has returned, nothing of the process is left that anybody could meet: no process, no
+//!   cgroup, no mount of its root or of another directory. Its own files in memory are unmounted by the daemon
+//!   soon after ([`Executor::cleared`]), and at the latest before it ends.
 //! - Secrets lie in memory only.
 //! - Nothing of the sandbox stays in the root: mount points that were made for it are removed again.
 //!
@@ -129,7 +131,8 @@ impl Executor {
         scratch::clear_leftovers(&directory)?;
         let runtime = runtime::Runtime::new(options.runtime.clone());
         let options = ExecutorOptions { directory, ..options };
-        let setting = run::Setting { options, cgroups, seccomp: run::has_seccomp(), tasks };
+        let (seccomp, clearing) = (run::has_seccomp(), run::Clearing::default());
+        let setting = run::Setting { options, cgroups, seccomp, clearing, tasks };
         Ok(Executor(Arc::new(Inner {
             setting: Arc::new(setting),
             runtime,
@@ -164,6 +167,13 @@ impl Executor {
             done
         };
         tasks.spawn("exec", work).await?
+    }
+
+    /// Waits until nothing at all is left of processes that have ended.
+    ///
+    /// Cancellation safe.
+    pub async fn cleared(&self) {
+        self.0.setting.clearing.ended().await;
     }
 
     /// A directory for sockets and the like that are shown to processes: the executor's own, emptied at start.

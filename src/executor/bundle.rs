@@ -54,6 +54,7 @@ pub struct Bundle {
     id: String,
     path: PathBuf,
     mounts: usize,
+    shows: bool,
 }
 
 impl Bundle {
@@ -66,7 +67,7 @@ impl Bundle {
             let _ = fs::remove_dir(&path);
             return Err(ExecError::io("mount a tmpfs at", path)(errno.into()));
         }
-        Ok(Bundle { id, path, mounts: 0 })
+        Ok(Bundle { id, path, mounts: 0, shows: false })
     }
 
     pub fn id(&self) -> &str {
@@ -118,6 +119,11 @@ impl Bundle {
         Ok(path)
     }
 
+    /// Whether it shows something of somebody else's.
+    pub fn shows(&self) -> bool {
+        self.shows
+    }
+
     /// Shows what `selector` names, resolved as if `directory` were `/`, at a path of the bundle: the very file that
     /// was resolved, whoever changes the directory meanwhile.
     pub fn show(&mut self, directory: &Path, selector: &str) -> Result<PathBuf, MountError> {
@@ -127,6 +133,7 @@ impl Bundle {
             .map_err(failed("open its directory"))?;
         let found = resolve(&root, selector).map_err(failed("find its selector"))?;
         let meta = rustix::fs::fstat(&found).map_err(failed("look at its selector"))?;
+        self.shows = true;
         let target = self.next("mount");
         let made = match FileType::from_raw_mode(meta.st_mode) {
             FileType::Directory => fs::create_dir(&target),

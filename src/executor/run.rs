@@ -2,8 +2,12 @@
 //!
 //! ```text
 //! network -> prepare (bundle, user, mounts, config.json) -> start the runtime -> adopt -> wait
-//!        -> read the rest of the output -> last sample -> clear (cgroup, bundle, mount point stubs) -> network
+//!        -> read the rest of the output -> last sample -> clear (cgroup, mount point stubs) -> network
+//!                                                               \-> unmount the bundle
 //! ```
+//!
+//! To unmount costs the kernel a grace period, tens of milliseconds on a busy machine: nobody waits for that,
+//! unless the bundle shows a directory that somebody else needs back.
 //!
 //! # Cancellation
 //!
@@ -20,6 +24,7 @@ use rustix::process::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::process::Child;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::ExecError;
@@ -64,7 +69,39 @@ pub struct Setting {
     pub options: ExecutorOptions,
     pub cgroups: Cgroups,
     pub seccomp: bool,
+    pub clearing: Clearing,
     pub tasks: Tasks,
+}
+
+/// How many bundles of ended processes are still to be unmounted.
+#[derive(Debug)]
+pub struct Clearing(watch::Sender<usize>);
+
+impl Default for Clearing {
+    fn default() -> Clearing {
+        Clearing(watch::Sender::new(0))
+    }
+}
+
+impl Clearing {
+    fn begin(&self) -> Unmounting {
+        self.0.send_modify(|unmounting| *unmounting += 1);
+        Unmounting(self.0.clone())
+    }
+
+    /// Waits until there is none.
+    pub async fn ended(&self) {
+        // The sender is in self.
+        let _ = self.0.subscribe().wait_for(|unmounting| *unmounting == 0).await;
+    }
+}
+
+struct Unmounting(watch::Sender<usize>);
+
+impl Drop for Unmounting {
+    fn drop(&mut self) {
+        self.0.send_modify(|unmounting| *unmounting -= 1);
+    }
 }
 
 /// How the process ended, and what is known of it.
@@ -124,10 +161,16 @@ async fn in_sandbox(
     };
     let cleared = setting.tasks.spawn_blocking("clear a sandbox", move || {
         let last = group.map(|group| group.sample());
-        sandbox.clear();
-        last
+        (last, sandbox.clear())
     });
-    let last = cleared.await?;
+    let (last, bundle) = cleared.await?;
+    if let Some(bundle) = bundle {
+        let unmounting = setting.clearing.begin();
+        drop(setting.tasks.spawn_blocking("unmount a bundle", move || {
+            drop(bundle);
+            drop(unmounting);
+        }));
+    }
     if last.is_none() {
         recorder = Recorder::new();
     }
@@ -200,8 +243,8 @@ impl Sandbox {
         Ok(Sandbox { bundle, root, stubs, group, systemd })
     }
 
-    /// To be called when no process is left.
-    fn clear(self) {
+    /// To be called when no process is left. Returns the bundle if that has time.
+    fn clear(self) -> Option<Bundle> {
         if let Some(group) = &self.group
             && group.remove().is_err()
         {
@@ -213,6 +256,7 @@ impl Sandbox {
         }
         // Mounts on the stubs went with the process's namespace.
         self.stubs.remove(&self.root);
+        (!self.bundle.shows()).then_some(self.bundle)
     }
 }
 

@@ -111,6 +111,7 @@ async fn cancelling_kills_everything_of_the_process() {
     let done = running.await;
     assert!(matches!(done, Err(ExecError::Cancelled(_))), "{done:?}");
     assert_eq!(processes(&fixture), Vec::<u32>::new());
+    fixture.executor.cleared().await;
     assert!(fixture.bundles().is_empty());
 }
 

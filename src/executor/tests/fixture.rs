@@ -81,6 +81,7 @@ impl Fixture {
     pub async fn run(&self, process: Process) -> (Result<Exit, ExecError>, Arc<Recording>) {
         let recording = Arc::new(Recording::default());
         let done = self.executor.run(&Ctx::background(), process, recording.clone()).await;
+        self.executor.cleared().await;
         assert!(self.bundles().is_empty(), "nothing stays of a process");
         (done, recording)
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Fixture;
 use super::fixture::Recording;
 use crate::ctx::Ctx;
+use crate::executor::ExecError;
 use crate::executor::Executor;
 use crate::executor::ExecutorOptions;
 use crate::task::Tasks;
@@ -30,5 +31,7 @@ async fn the_next_start_kills_what_still_runs_and_clears_up() {
     assert!(fixture.bundles().is_empty());
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
     assert!(!mounts.contains(&*fixture.dir.path().join("executor").to_string_lossy()));
-    assert_eq!(running.await.expect_err("it was killed").exit_code(), Some(137));
+    // It may have printed before its runtime had left, which is then killed as well.
+    let error = running.await.expect_err("it was killed");
+    assert!(matches!(error, ExecError::NotStarted { .. }) || error.exit_code() == Some(137), "{error:?}");
 }
