@@ -93,6 +93,7 @@ pub use stats::ContentStats;
 use access::Proofs;
 use blob::BlobTable;
 use disk::Disk;
+use fetch::Until;
 use fetch::flight::Fetch;
 use stats::Counters;
 
@@ -237,7 +238,7 @@ impl ContentStore {
         descriptor: &Descriptor,
         handlers: &DescHandlers,
     ) -> Result<Lease, FetchError> {
-        self.inner.fetch(ctx, descriptor, handlers, &mut drop).await
+        self.inner.fetch(ctx, descriptor, handlers, Until::Resident, &mut drop).await
     }
 
     /// Fails unless `ctx` may have the blob, wherever its bytes or what was made of them are. Asks nobody if
@@ -272,8 +273,27 @@ impl ContentStore {
         handlers: &DescHandlers,
         follow: &mut (dyn FnMut(Follower) + Send),
     ) -> Result<BlobReader, FetchError> {
-        let lease = self.inner.fetch(ctx, descriptor, handlers, follow).await?;
+        let lease = self.inner.fetch(ctx, descriptor, handlers, Until::Resident, follow).await?;
         self.inner.reader(descriptor.digest, lease)
+    }
+
+    /// Returns once the blob's digest has held and `ctx` may have it; `follow` is given the way to read along,
+    /// each time that a fetch is begun or joined. What is followed is on its way to its file by then, and who
+    /// needs that asks for a [`ContentStore::reader`]. A blob that nobody had to fetch is resident:
+    /// [`ContentStore::open_held`].
+    pub async fn follow(
+        &self,
+        ctx: &Ctx,
+        descriptor: &Descriptor,
+        handlers: &DescHandlers,
+        follow: &mut (dyn FnMut(Follower) + Send),
+    ) -> Result<Lease, FetchError> {
+        self.inner.fetch(ctx, descriptor, handlers, Until::Verified, follow).await
+    }
+
+    /// Opens a resident blob that the caller holds and may have.
+    pub fn open_held(&self, lease: Lease) -> Result<BlobReader, FetchError> {
+        self.inner.reader(lease.digest(), lease)
     }
 
     /// The bytes of a small blob, made resident; more than `limit` is an error before any request.
