@@ -104,8 +104,11 @@ impl Stack {
         let ctx = Ctx::background();
         let metadata =
             metadata.iter().map(|(k, v)| ((*k).to_owned(), bytes::Bytes::copy_from_slice(v.as_bytes())));
-        let source =
-            ExportSource { refs: ExportRefs::Single(Some(result.clone())), metadata: metadata.collect() };
+        let source = ExportSource {
+            refs: ExportRefs::Single(Some(result.clone())),
+            metadata: metadata.collect(),
+            ..ExportSource::default()
+        };
         let attributes = attributes.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let export = self.exporters.plan("image", attributes).unwrap();
         let target = ExportTarget { index: 0, compatibility_version: 0 };

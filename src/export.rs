@@ -13,6 +13,7 @@
 mod annotations;
 mod archive;
 mod assemble;
+mod attestation;
 mod config;
 mod error;
 mod files;
@@ -40,6 +41,11 @@ use crate::task::Tasks;
 
 pub use crate::cache::ImageList;
 pub use annotations::InvalidAnnotation;
+pub use attestation::Attestation;
+pub use attestation::AttestationError;
+pub use attestation::AttestationKind;
+pub use attestation::Subject;
+pub use attestation::SubjectKind;
 pub use config::InvalidConfig;
 pub use error::ExportError;
 pub use options::Compression;

@@ -27,6 +27,7 @@ pub const CAPS: &[&str] = &[
     "returnmap",
     "proto.refarray",
     "reference.output",
+    "reference.attestations",
     "frontend.inputs",
     "gateway.solve.metadata",
     "gateway.solve.evaluate",

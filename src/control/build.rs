@@ -37,6 +37,7 @@ use super::status::StepCount;
 use crate::cache::ImmutableRef;
 use crate::content::FetchError;
 use crate::ctx::Ctx;
+use crate::export::Attestation;
 use crate::export::Export;
 use crate::export::ExportError;
 use crate::export::ExportRefs;
@@ -361,7 +362,7 @@ impl Build {
         job: &Job<Worker>,
         source: &ExportSource,
     ) -> Result<Vec<Export>, BuildError> {
-        let refs: Vec<String> = refs(source).map(|one| one.id().to_string()).collect();
+        let refs: Vec<String> = source.states().map(|one| one.id().to_string()).collect();
         let asked = job.sessions().any(|session| {
             let (metadata, refs) = (source.metadata.clone(), refs.clone());
             async move { session.find_exporters(metadata, refs).await }
@@ -443,15 +444,18 @@ async fn evaluate(reply: &SolveReply<Worker>) -> Result<ExportSource, SolveError
             ExportRefs::Platforms(try_join_all(all).await?.into_iter().collect())
         }
     };
-    Ok(ExportSource { refs, metadata: reply.metadata.clone() })
-}
-
-fn refs(source: &ExportSource) -> impl Iterator<Item = &ImmutableRef> {
-    let (single, many) = match &source.refs {
-        ExportRefs::Single(single) => (single.as_ref(), None),
-        ExportRefs::Platforms(many) => (None, Some(many)),
-    };
-    single.into_iter().chain(many.into_iter().flat_map(|many| many.values().flatten()))
+    let mut attestations: BTreeMap<String, Vec<Attestation<ImmutableRef>>> = BTreeMap::new();
+    for (platform, stated) in &reply.attestations {
+        let stated = stated.iter().map(|one| async move {
+            let files = match &one.files {
+                Some(files) => evaluate_boxed(&files.result).await?,
+                None => None,
+            };
+            Ok::<_, SolveError>(one.with_files(files))
+        });
+        attestations.insert(platform.clone(), try_join_all(stated).await?);
+    }
+    Ok(ExportSource { refs, metadata: reply.metadata.clone(), attestations })
 }
 
 /// The blob whose bytes can't be had from anywhere, if that is why an export failed: another record may
@@ -474,7 +478,7 @@ async fn elsewhere(reply: &SolveReply<Worker>, gone: Digest) -> Result<Option<Ex
     let has_it = move |state: &ImmutableRef| state.blobs().any(|layer| layer.blob.digest == gone);
     loop {
         let source = evaluate(reply).await?;
-        if !refs(&source).any(has_it) {
+        if !source.all_states().any(has_it) {
             return Ok(Some(source));
         }
         let mut given_up = false;

@@ -313,6 +313,7 @@ fn export_code(error: &ExportError) -> Code {
         | ExportError::SinglePlatform { .. }
         | ExportError::AnnotationPlatform { .. }
         | ExportError::AnnotationsNeedOci
+        | ExportError::Attestation(_)
         | ExportError::NoIndex
         | ExportError::TaggedByDigest { .. }
         | ExportError::Name(_) => Code::InvalidArgument,

@@ -103,9 +103,9 @@ impl ArchiveExport {
         if self.format == Format::Docker && source.is_multi_platform() {
             return Err(ExportError::DockerIndex);
         }
-        let oci = self.format == Format::Oci || target.defaults_to_oci();
-        let (source, options) = prepare(&self.options, &self.metadata, source, oci)?;
-        let image = Box::pin(assemble(ctx, &source, &options)).await?;
+        let is_oci = self.format == Format::Oci;
+        let (source, options) = prepare(&self.options, &self.metadata, source, target, is_oci)?;
+        let image = Box::pin(assemble(ctx, &exporters.tasks, &source, &options)).await?;
         let mut root = image.root.clone();
         if !root.annotations.contains_key(CREATED) {
             let epoch = match options.epoch {
@@ -117,11 +117,7 @@ impl ArchiveExport {
             root.annotations.insert(CREATED.to_owned(), created.to_string());
         }
         let mut response = response(&image, &root)?;
-        let name = match options.name.as_str() {
-            "*" => source.name().unwrap_or_else(|| "*".to_owned()),
-            name => name.to_owned(),
-        };
-        let names = normalised(&name)?;
+        let names = normalised(&options.name_of(&source))?;
         if !names.is_empty() {
             let list: Vec<String> = names.iter().map(Reference::to_string).collect();
             response.insert("image.name".to_owned(), list.join(","));
@@ -164,8 +160,8 @@ impl Archive {
     ) -> Result<Archive, ExportError> {
         let mut entries = BTreeMap::new();
         let mut algorithms = BTreeSet::new();
-        let documents = image.manifests.iter().chain(&image.configs);
-        for (digest, entry) in documents
+        for (digest, entry) in image
+            .documents()
             .map(|d| (d.descriptor.digest, Entry::Made(0o444, d.bytes.clone())))
             .chain(image.layers.iter().map(|l| (l.blob.digest, Entry::Blob(Box::new(l.blob.clone())))))
         {
@@ -413,16 +409,11 @@ impl Sender<'_> {
             .sessions()
             .any(async |session: Session| Ok::<_, SessionError>(session.content("export")));
         let store = self.ctx.run(stores).await??;
-        let made: HashMap<Digest, Bytes> = self
-            .image
-            .manifests
-            .iter()
-            .chain(&self.image.configs)
-            .map(|d| (d.descriptor.digest, d.bytes.clone()))
-            .collect();
-        let configs = self.image.configs.iter().map(|c| &c.descriptor);
+        let made: HashMap<Digest, Bytes> =
+            self.image.documents().map(|d| (d.descriptor.digest, d.bytes.clone())).collect();
+        let leaves = self.image.leaves().map(|d| &d.descriptor);
         let layers = self.image.layers.iter().map(|l| &l.blob);
-        let blobs: Vec<&Descriptor> = layers.chain(configs).collect();
+        let blobs: Vec<&Descriptor> = layers.chain(leaves).collect();
         let send = async {
             let sends = blobs.into_iter().map(|blob| self.send_blob(&store, blob, made.get(&blob.digest)));
             stream::iter(sends.collect::<Vec<_>>()).buffer_unordered(CONCURRENT).try_collect::<()>().await?;
@@ -481,6 +472,7 @@ mod tests {
             config_digest: Some(config.descriptor.digest),
             manifests: vec![manifest],
             configs: vec![config],
+            attached: Vec::new(),
             layers: vec![ImageLayer { listed: layer.clone(), blob: layer }],
             handlers: DescHandlers::new(),
             _refs: Vec::new(),

@@ -14,6 +14,11 @@ use serde::Serialize;
 use super::ExportError;
 use super::Step;
 use super::annotations::Annotations;
+use super::attestation;
+use super::attestation::Attestation;
+use super::attestation::AttestationError;
+use super::attestation::AttestationManifest;
+use super::attestation::Statement;
 use super::config;
 use super::config::ConfigParts;
 use super::config::LayerOrigin;
@@ -33,6 +38,7 @@ use crate::oci::Descriptor;
 use crate::oci::DiffId;
 use crate::oci::Digest;
 use crate::oci::media_type;
+use crate::task::Tasks;
 
 /// The annotations of a layer that say how it can be read, and are therefore kept.
 const KEPT_ANNOTATIONS: [&str; 2] =
@@ -50,9 +56,12 @@ pub(super) struct Document {
 pub(super) struct Image {
     /// The index or the only manifest, with its platform and annotations.
     pub(super) root: Descriptor,
-    /// Children before parents: the root is the last one.
+    /// Those of the platforms, then those of their attestations, then the index: the root is the last one.
     pub(super) manifests: Vec<Document>,
+    /// Of the platforms, in the order of their manifests.
     pub(super) configs: Vec<Document>,
+    /// Configs and statements of the attestations.
+    pub(super) attached: Vec<Document>,
     /// Each blob once.
     pub(super) layers: Vec<ImageLayer>,
     /// Of an image for one platform.
@@ -74,8 +83,18 @@ pub(super) struct ImageLayer {
 impl Image {
     /// Everything that the image consists of.
     pub(super) fn digests(&self) -> Vec<Digest> {
-        let documents = self.manifests.iter().chain(&self.configs).map(|d| d.descriptor.digest);
+        let documents = self.documents().map(|d| d.descriptor.digest);
         documents.chain(self.layers.iter().map(|l| l.blob.digest)).collect()
+    }
+
+    /// Everything that was made, in no order.
+    pub(super) fn documents(&self) -> impl Iterator<Item = &Document> {
+        self.manifests.iter().chain(self.leaves())
+    }
+
+    /// What was made and lists nothing.
+    pub(super) fn leaves(&self) -> impl Iterator<Item = &Document> {
+        self.configs.iter().chain(&self.attached)
     }
 }
 
@@ -89,10 +108,15 @@ struct ImagePart {
 /// Makes the documents of the image that `source` is. `options` are settled.
 pub(super) async fn assemble(
     ctx: &Ctx,
+    tasks: &Tasks,
     source: &ExportSource,
     options: &ImageOptions,
 ) -> Result<Image, ExportError> {
     let platforms = source.platforms()?;
+    let needs_index = source.is_multi_platform() || is_attested(source, options, &platforms);
+    if needs_index && !options.is_oci() && !source.attestations.is_empty() {
+        return Err(AttestationError::NeedOci.into());
+    }
     for named in options.annotations.platforms() {
         if source.find(named).is_none() {
             return Err(ExportError::AnnotationPlatform { platform: named.to_owned() });
@@ -121,10 +145,11 @@ pub(super) async fn assemble(
     }
     drop(step);
     for (platform, layers) in platforms.iter().zip(&layers) {
-        parts.push(part(ctx, source, options, platform, layers)?);
+        parts.push(part(ctx, source, options, platform, layers, needs_index)?);
     }
-    if source.is_multi_platform() {
-        return index(ctx, options, parts, refs, handlers);
+    if needs_index {
+        let attested = attest(ctx, tasks, source, options, &platforms, &parts).await?;
+        return index(ctx, options, parts, attested, refs, handlers);
     }
     if parts.len() > 1 {
         return Err(ExportError::SinglePlatform { platforms: parts.len() });
@@ -142,6 +167,7 @@ pub(super) async fn assemble(
         root,
         manifests: vec![manifest],
         configs: vec![config],
+        attached: Vec::new(),
         layers: distinct(layers),
         config_digest,
         handlers,
@@ -198,6 +224,7 @@ fn part(
     options: &ImageOptions,
     platform: &ResultPlatform,
     layers: &[Layer],
+    in_index: bool,
 ) -> Result<ImagePart, ExportError> {
     let base = source.base_config(platform);
     let epoch = epoch(source, options, platform)?;
@@ -214,7 +241,7 @@ fn part(
     let config = document(config_type, config);
     let listed: Vec<Descriptor> = layers.iter().map(|layer| describe(layer, options)).collect();
     // Without an index there is one platform, and what is said for one by name counts for none.
-    let annotations = options.annotations.of(source.is_multi_platform().then_some(&platform.platform));
+    let annotations = options.annotations.of(in_index.then_some(&platform.platform));
     let manifest_type = if oci { media_type::OCI_MANIFEST } else { media_type::DOCKER_MANIFEST };
     let manifest = ManifestOut {
         schema_version: 2,
@@ -233,16 +260,49 @@ fn part(
     Ok(ImagePart { manifest, config, layers })
 }
 
+/// True if something is stated that belongs into this export.
+fn is_attested(source: &ExportSource, options: &ImageOptions, platforms: &[ResultPlatform]) -> bool {
+    let wanted = |one: &Attestation<ImmutableRef>| options.attestation_inline || !one.is_inline_only();
+    platforms.iter().filter_map(|platform| source.attestations.get(&platform.id)).flatten().any(wanted)
+}
+
+/// The manifests of what is stated of each platform.
+async fn attest(
+    ctx: &Ctx,
+    tasks: &Tasks,
+    source: &ExportSource,
+    options: &ImageOptions,
+    platforms: &[ResultPlatform],
+    parts: &[ImagePart],
+) -> Result<Vec<AttestationManifest>, ExportError> {
+    let mut manifests = Vec::new();
+    for (platform, part) in platforms.iter().zip(parts) {
+        let Some(attestations) = source.attestations.get(&platform.id) else { continue };
+        let about = &part.manifest.descriptor;
+        let subjects = attestation::image_subjects(&options.name_of(source), platform, about.digest)?;
+        let predicates = attestation::read(ctx, tasks, attestations.clone()).await?;
+        let statements: Vec<Statement> = predicates.iter().map(|one| one.about(&subjects)).collect();
+        let artifact = options.oci_artifact == Some(true);
+        let manifest = AttestationManifest::new(about, &statements, artifact)?;
+        let digest = manifest.manifest.descriptor.digest;
+        drop(Step::start(ctx, format!("exporting attestation manifest {digest}")));
+        manifests.push(manifest);
+    }
+    Ok(manifests)
+}
+
 fn index(
     ctx: &Ctx,
     options: &ImageOptions,
     parts: Vec<ImagePart>,
+    attested: Vec<AttestationManifest>,
     refs: Vec<ImmutableRef>,
     handlers: DescHandlers,
 ) -> Result<Image, ExportError> {
     let annotations = options.annotations.of(None);
     let media_type = if options.is_oci() { media_type::OCI_INDEX } else { media_type::DOCKER_MANIFEST_LIST };
-    let manifests: Vec<&Descriptor> = parts.iter().map(|p| &p.manifest.descriptor).collect();
+    let all = parts.iter().map(|p| &p.manifest).chain(attested.iter().map(|a| &a.manifest));
+    let manifests: Vec<&Descriptor> = all.map(|manifest| &manifest.descriptor).collect();
     let index = IndexOut { schema_version: 2, media_type, manifests, annotations: &annotations.index };
     let mut root = document(media_type, json::to_vec_indented(&index).map_err(ExportError::json)?);
     root.descriptor.annotations = annotations.index_descriptor;
@@ -254,9 +314,17 @@ fn index(
         configs.push(part.config);
         layers.extend(part.layers);
     }
+    let mut attached = Vec::new();
+    for one in attested {
+        manifests.push(one.manifest);
+        attached.extend(one.attached);
+    }
     manifests.push(root);
+    let mut seen = HashSet::new();
+    attached.retain(|document| seen.insert(document.descriptor.digest));
     let layers = distinct(layers);
-    Ok(Image { root: descriptor, manifests, configs, layers, config_digest: None, handlers, _refs: refs })
+    let root = descriptor;
+    Ok(Image { root, manifests, configs, attached, layers, config_digest: None, handlers, _refs: refs })
 }
 
 #[derive(Serialize)]
@@ -281,7 +349,7 @@ struct IndexOut<'m> {
     annotations: &'m BTreeMap<String, String>,
 }
 
-fn document(media_type: &str, bytes: Vec<u8>) -> Document {
+pub(super) fn document(media_type: &str, bytes: Vec<u8>) -> Document {
     Document { descriptor: Descriptor::of(media_type, &bytes), bytes: bytes.into() }
 }
 

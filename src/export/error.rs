@@ -1,5 +1,6 @@
 //! [`ExportError`]: why an export failed.
 
+use super::attestation::AttestationError;
 use super::config::InvalidConfig;
 use super::options::InvalidOptions;
 use super::push::PushFailure;
@@ -33,6 +34,8 @@ pub enum ExportError {
     AnnotationPlatform { platform: String },
     #[error("cannot export annotations with \"oci-mediatypes=false\"")]
     AnnotationsNeedOci,
+    #[error(transparent)]
+    Attestation(#[from] AttestationError),
     #[error("index annotations not supported for single platform export")]
     NoIndex,
     #[error("docker exporter does not currently support exporting manifest lists")]

@@ -12,6 +12,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::ExportError;
+use super::attestation;
+use super::attestation::Predicate;
+use super::attestation::StatementFiles;
+use super::attestation::StatementNames;
 use super::options::InvalidOptions;
 use super::options::parse_bool;
 use super::options::parse_epoch;
@@ -26,6 +30,7 @@ use crate::session::fsutil::FileStat;
 use crate::session::fsutil::TransferError;
 use crate::session::fsutil::TreeSource;
 use crate::session::fsutil::Visit;
+use crate::task::Tasks;
 
 /// Attributes that the `local` and `tar` exporters share.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +39,8 @@ pub(super) struct FilesOptions {
     epoch: Option<Option<Timestamp>>,
     /// Whether each platform has a directory of its own; that is so where there are several.
     pub(super) split: Option<bool>,
+    /// Of the names of files that state something.
+    prefix: String,
 }
 
 impl FilesOptions {
@@ -41,9 +48,12 @@ impl FilesOptions {
     pub(super) fn parse(attributes: &mut BTreeMap<String, String>) -> Result<FilesOptions, InvalidOptions> {
         let epoch = attributes.remove("source-date-epoch");
         let split = attributes.remove("platform-split");
-        // Attestations that are files of their own are not exported yet, so there is nothing to name.
-        attributes.remove("attestation-prefix");
+        let prefix = attributes.remove("attestation-prefix").unwrap_or_default();
+        if prefix.contains(['/', '\0']) {
+            return Err(InvalidOptions::AttestationPrefix { value: prefix });
+        }
         Ok(FilesOptions {
+            prefix,
             epoch: epoch.map(|epoch| parse_epoch("source-date-epoch", &epoch)).transpose()?,
             split: split.map(|split| parse_bool("platform-split", &split)).transpose()?,
         })
@@ -74,6 +84,7 @@ struct PlatformFiles {
     files: Option<(Directory, Arc<Tree>)>,
     /// The time that everything is given.
     time: Option<FileTime>,
+    stated: StatementFiles,
 }
 
 impl ResultFiles {
@@ -82,6 +93,7 @@ impl ResultFiles {
     /// Cancellation safe.
     pub(super) async fn mount(
         ctx: &Ctx,
+        tasks: &Tasks,
         source: &ExportSource,
         options: &FilesOptions,
         split: bool,
@@ -91,22 +103,36 @@ impl ResultFiles {
             return Err(ExportError::SinglePlatform { platforms: platforms.len() });
         }
         let mut mounts = Vec::new();
+        // Where the platforms have no directories of their own.
+        let named_by_platform =
+            source.is_multi_platform() && !options.split.unwrap_or(source.is_multi_platform());
         for platform in platforms {
             let missing = || ExportError::MissingRef { id: platform.id.clone() };
             let reference = source.find(&platform.id).ok_or_else(missing)?;
             let time = options
                 .epoch(source, &platform)?
                 .map(|epoch| FileTime::from((epoch.as_second(), epoch.subsec_nanosecond().unsigned_abs())));
-            let ctx = ctx.clone();
+            let stated = source.attestations.get(&platform.id).into_iter().flatten();
+            let stated: Vec<_> = stated.filter(|one| !one.is_inline_only()).cloned().collect();
+            let (ctx, tasks, prefix) = (ctx.clone(), tasks.clone(), options.prefix.clone());
             mounts.push(async move {
                 let files = match reference {
                     None => None,
                     Some(reference) => {
-                        let tree = reference.mount(&ctx).await.map_err(ExportError::Cache)?;
+                        let tree = reference.mount(&ctx).await?;
                         Some((Directory::open(tree.path())?, tree))
                     }
                 };
-                Ok::<_, ExportError>(PlatformFiles { id: platform.id, files, time })
+                let mut files = PlatformFiles { id: platform.id, files, time, stated: Default::default() };
+                if !stated.is_empty() {
+                    let predicates = attestation::read(&ctx, &tasks, stated).await?;
+                    let stating = tasks.spawn_blocking("state files", move || {
+                        files.state(&predicates, &prefix, named_by_platform)?;
+                        Ok::<_, ExportError>(files)
+                    });
+                    files = stating.await??;
+                }
+                Ok::<_, ExportError>(files)
             });
         }
         let platforms = ctx.run(futures::future::try_join_all(mounts)).await??;
@@ -195,12 +221,11 @@ impl TreeSource for ResultFiles {
     fn open(&self, path: &[u8]) -> io::Result<Box<dyn Read + Send>> {
         let mut missing = io::Error::from(io::ErrorKind::NotFound);
         for platform in &self.platforms {
-            let Some((files, _)) = &platform.files else { continue };
             let path = match self.split {
                 false => Some(path),
                 true => path.strip_prefix(platform.directory().as_slice()).and_then(|p| p.strip_prefix(b"/")),
             };
-            match path.map(|path| files.open(path)) {
+            match path.map(|path| platform.open(path)) {
                 Some(Ok(file)) => return Ok(file),
                 Some(Err(error)) => missing = error,
                 None => {}
@@ -217,12 +242,35 @@ impl PlatformFiles {
     }
 
     fn walk(&self, visit: &mut Visit<'_>) -> Result<(), TransferError> {
-        let Some((files, _)) = &self.files else { return Ok(()) };
-        files.walk(&mut |mut stat| {
+        let tree = self.files.as_ref().map(|(files, _)| files as &dyn TreeSource);
+        self.stated.walk_with(tree, &mut |mut stat| {
             if let Some(time) = self.time {
                 stat.mtime = time;
             }
             visit(stat)
         })
+    }
+
+    fn open(&self, path: &[u8]) -> io::Result<Box<dyn Read + Send>> {
+        match (self.stated.open(path), &self.files) {
+            (Some(stated), _) => Ok(stated),
+            (None, Some((files, _))) => files.open(path),
+            (None, None) => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Adds files that state `predicates` of those that are there. Blocks.
+    fn state(
+        &mut self,
+        predicates: &[Predicate],
+        prefix: &str,
+        by_platform: bool,
+    ) -> Result<(), ExportError> {
+        let platform = by_platform.then_some(self.id.as_str());
+        let now = FileTime::from((Timestamp::now().as_second(), 0));
+        let names = StatementNames { prefix, platform, time: self.time.unwrap_or(now) };
+        let tree = self.files.as_ref().map(|(files, _)| files as &dyn TreeSource);
+        self.stated = StatementFiles::about(tree, predicates, &names)?;
+        Ok(())
     }
 }

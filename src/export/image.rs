@@ -109,8 +109,8 @@ impl ImageExport {
         source: &ExportSource,
         target: ExportTarget,
     ) -> Result<Exported, ExportError> {
-        let (source, options) = prepare(&self.options, &self.metadata, source, target.defaults_to_oci())?;
-        let image = Box::pin(assemble(ctx, &source, &options)).await?;
+        let (source, options) = prepare(&self.options, &self.metadata, source, target, false)?;
+        let image = Box::pin(assemble(ctx, &exporters.tasks, &source, &options)).await?;
         let root = image.root.clone();
         let mut response = response(&image, &root)?;
         let name = self.name(&source, &image);
@@ -139,10 +139,7 @@ impl ImageExport {
 
     /// The names of the image, and whether each gets a canonical one as well.
     fn name(&self, source: &ExportSource, image: &Image) -> Option<(String, bool)> {
-        let mut name = match self.options.name.as_str() {
-            "*" => source.name().unwrap_or_else(|| "*".to_owned()),
-            name => name.to_owned(),
-        };
+        let mut name = self.options.name_of(source);
         let mut canonical = self.name_canonical;
         if !self.dangling_prefix.is_empty() && (!self.dangling_empty_only || name.is_empty()) {
             let dangling = format!("{}@{}", self.dangling_prefix, image.root.digest);
@@ -205,20 +202,22 @@ fn names(list: &str) -> impl Iterator<Item = &str> {
 
 /// Stores the documents of the image, so that a name can hold them.
 async fn keep(exporters: &Exporters, image: &Image) -> Result<Vec<Lease>, ExportError> {
-    let documents = image.manifests.iter().chain(&image.configs);
-    let blobs = documents
+    let blobs = image
+        .documents()
         .map(|d| NewBlob { media_type: d.descriptor.media_type.clone(), bytes: d.bytes.clone() })
         .collect();
     let written = exporters.content.write_all(blobs).await?;
     Ok(written.into_iter().map(|(_, lease)| lease).collect())
 }
 
-/// The source with the exporter's own metadata, and options with every default settled.
+/// The source with the exporter's own metadata, and options with every default settled. `format_is_oci` for
+/// an export that is OCI's whatever the request's version.
 pub(super) fn prepare(
     options: &ImageOptions,
     metadata: &BTreeMap<String, String>,
     source: &ExportSource,
-    oci: bool,
+    target: ExportTarget,
+    format_is_oci: bool,
 ) -> Result<(ExportSource, ImageOptions), ExportError> {
     let (mut source, mut options) = (source.clone(), options.clone());
     source.metadata.extend(metadata.iter().map(|(key, value)| (key.clone(), value.clone().into())));
@@ -229,7 +228,10 @@ pub(super) fn prepare(
             .map_err(super::options::InvalidOptions::from)?;
     }
     options.annotations.merge(annotations);
-    options.settle(oci, oci)?;
+    // Docker's types have no place for attestations.
+    let newest = target.defaults_to_oci();
+    let oci = format_is_oci || newest || !source.attestations.is_empty();
+    options.settle(oci, newest)?;
     Ok((source, options))
 }
 

@@ -37,6 +37,57 @@ pub(super) fn compact(json: &str) -> String {
     out
 }
 
+/// Valid JSON as `json.MarshalIndent` with two spaces writes it, values that are only passed on as well.
+pub(super) fn indent(json: &str) -> String {
+    let compact = compact(json);
+    let mut out = String::with_capacity(compact.len() * 2);
+    let (mut in_text, mut escaped, mut depth) = (false, false, 0_usize);
+    let line = |out: &mut String, depth: usize| {
+        out.push('\n');
+        out.extend(std::iter::repeat_n("  ", depth));
+    };
+    let mut chars = compact.chars().peekable();
+    while let Some(c) = chars.next() {
+        if in_text {
+            out.push(c);
+            (in_text, escaped) = match c {
+                _ if escaped => (true, false),
+                '\\' => (true, true),
+                '"' => (false, false),
+                _ => (true, false),
+            };
+            continue;
+        }
+        match c {
+            '{' | '[' => {
+                out.push(c);
+                match chars.next_if(|next| matches!(next, '}' | ']')) {
+                    Some(end) => out.push(end),
+                    None => {
+                        depth += 1;
+                        line(&mut out, depth);
+                    }
+                }
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                line(&mut out, depth);
+                out.push(c);
+            }
+            ',' => {
+                out.push(c);
+                line(&mut out, depth);
+            }
+            ':' => out.push_str(": "),
+            c => {
+                in_text = c == '"';
+                out.push(c);
+            }
+        }
+    }
+    out
+}
+
 /// The characters in question occur inside of strings only, so that no parsing is needed.
 fn escape(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
@@ -82,7 +133,22 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_value_passed_on_is_indented_too_and_keeps_its_numbers() {
+        assert_eq!(
+            indent(r#"{"b" :1.50,"a":[{ }, [] ,"x\"{,"]}"#),
+            "{\n  \"b\": 1.50,\n  \"a\": [\n    {},\n    [],\n    \"x\\\"{,\"\n  ]\n}"
+        );
+    }
+
     proptest! {
+        #[test]
+        fn both_ways_to_indent_agree(text in "\\PC{0,20}", n in any::<i64>()) {
+            let value = serde_json::json!({"k": text, "n": [n, null, {"x": [], "y": {}}], text.clone(): {}});
+            let pretty = String::from_utf8(to_vec_indented(&value).unwrap()).unwrap();
+            prop_assert_eq!(indent(&serde_json::to_string(&value).unwrap()), pretty);
+        }
+
         #[test]
         fn what_is_written_reads_back_the_same(text in "\\PC{0,40}", n in any::<i64>()) {
             let value = serde_json::json!({"k": text, "n": [n, null, {"x": text}]});

@@ -51,7 +51,7 @@ impl LocalExport {
         target: ExportTarget,
     ) -> Result<Exported, ExportError> {
         let split = self.options.split.unwrap_or(source.is_multi_platform());
-        let files = ResultFiles::mount(ctx, source, &self.options, split).await?;
+        let files = ResultFiles::mount(ctx, &exporters.tasks, source, &self.options, split).await?;
         let sessions = ctx.sessions().any(async |session: Session| Ok::<_, SessionError>(session));
         let session = ctx.run(sessions).await??;
         let name = match files.only_platform() {

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::annotations::AnnotationsByPlatform;
 use super::annotations::InvalidAnnotation;
+use super::source::ExportSource;
 use crate::archive;
 
 /// Attributes that all three exporters know.
@@ -85,6 +86,8 @@ pub enum InvalidOptions {
     Compression { value: String },
     #[error("invalid {key}: {value:?} is not a number of seconds")]
     Epoch { key: String, value: String },
+    #[error("invalid attestation-prefix {value:?}: it is the beginning of a file's name")]
+    AttestationPrefix { value: String },
     #[error("invalid local exporter mode {value:?}: use copy or delete")]
     Mode { value: String },
     #[error(transparent)]
@@ -153,6 +156,14 @@ impl ImageOptions {
 
     pub(super) fn is_oci(&self) -> bool {
         self.oci_media_types == Some(true)
+    }
+
+    /// Its names, the frontend's where they are asked for.
+    pub(super) fn name_of(&self, source: &ExportSource) -> String {
+        match self.name.as_str() {
+            "*" => source.name().unwrap_or_else(|| "*".to_owned()),
+            name => name.to_owned(),
+        }
     }
 
     fn validate(&self) -> Result<(), InvalidOptions> {

@@ -228,7 +228,7 @@ impl Push {
         Ok(())
     }
 
-    /// All layers that may be distributed, and the configs.
+    /// All layers that may be distributed, and what else no manifest is.
     async fn blobs(
         &self,
         ctx: &Ctx,
@@ -243,11 +243,11 @@ impl Push {
             let source = Source::Stored(Arc::clone(&handlers));
             Asker { ctx: ctx.clone(), descriptor: layer.blob.clone(), source }
         });
-        let configs = image.configs.iter().map(|config| {
-            let source = Source::Made(config.bytes.clone());
-            Asker { ctx: ctx.clone(), descriptor: config.descriptor.clone(), source }
+        let leaves = image.leaves().map(|leaf| {
+            let source = Source::Made(leaf.bytes.clone());
+            Asker { ctx: ctx.clone(), descriptor: leaf.descriptor.clone(), source }
         });
-        let all: Vec<Asker> = layers.chain(configs).collect();
+        let all: Vec<Asker> = layers.chain(leaves).collect();
         let pushes = all.into_iter().map(|asker| self.blob(asker, registry, repository, insecure));
         stream::iter(pushes.collect::<Vec<_>>()).buffer_unordered(CONCURRENT).try_collect::<()>().await
     }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::ExportError;
+use super::attestation::Attestation;
 use super::options::parse_epoch;
 use crate::cache::ImmutableRef;
 use crate::oci::Platform;
@@ -25,6 +26,8 @@ mod key {
 pub struct ExportSource {
     pub refs: ExportRefs,
     pub metadata: BTreeMap<String, Bytes>,
+    /// By platform ID.
+    pub attestations: BTreeMap<String, Vec<Attestation<ImmutableRef>>>,
 }
 
 /// The states of a result. `None` is the empty file system.
@@ -51,6 +54,21 @@ pub(super) struct ResultPlatform {
 }
 
 impl ExportSource {
+    /// The states of the platforms.
+    pub fn states(&self) -> impl Iterator<Item = &ImmutableRef> {
+        let (single, many) = match &self.refs {
+            ExportRefs::Single(single) => (single.as_ref(), None),
+            ExportRefs::Platforms(many) => (None, Some(many)),
+        };
+        single.into_iter().chain(many.into_iter().flat_map(|many| many.values().flatten()))
+    }
+
+    /// Those, and the states of the attestations.
+    pub fn all_states(&self) -> impl Iterator<Item = &ImmutableRef> {
+        let stated = self.attestations.values().flatten().filter_map(|one| one.files.as_ref());
+        self.states().chain(stated)
+    }
+
     /// Metadata of the result that clients get as response keys.
     pub fn frontend_response(&self) -> BTreeMap<String, String> {
         let theirs = self.metadata.iter().filter(|(key, _)| key.starts_with("frontend."));
@@ -151,7 +169,7 @@ mod tests {
 
     fn source(refs: ExportRefs, metadata: &[(&str, &str)]) -> ExportSource {
         let metadata = metadata.iter().map(|(k, v)| ((*k).to_owned(), Bytes::copy_from_slice(v.as_bytes())));
-        ExportSource { refs, metadata: metadata.collect() }
+        ExportSource { refs, metadata: metadata.collect(), ..ExportSource::default() }
     }
 
     #[test]

@@ -54,7 +54,9 @@ impl TarExport {
         source: &ExportSource,
         target: ExportTarget,
     ) -> Result<Exported, ExportError> {
-        let files = ResultFiles::mount(ctx, source, &self.options, source.is_multi_platform()).await?;
+        let files =
+            ResultFiles::mount(ctx, &exporters.tasks, source, &self.options, source.is_multi_platform())
+                .await?;
         let opened = ctx
             .sessions()
             .any(async |session: Session| session.file_send(target.index, &BTreeMap::new()).await);

@@ -99,10 +99,11 @@ async fn exported(
         pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
     };
     let metadata = text(metadata).into_iter().map(|(k, v)| (k, Bytes::from(v))).collect();
-    let source = ExportSource { refs, metadata };
+    let source = ExportSource { refs, metadata, ..ExportSource::default() };
     let (options, rest) = ImageOptions::parse(text(attributes), true)?;
-    let (source, options) = prepare(&options, &rest, &source, true)?;
-    assemble(&Ctx::background(), &source, &options).await
+    let target = ExportTarget { index: 0, compatibility_version: 0 };
+    let (source, options) = prepare(&options, &rest, &source, target, false)?;
+    assemble(&Ctx::background(), &Tasks::new(), &source, &options).await
 }
 
 const CONFIG: &str = r#"{"architecture":"amd64","os":"linux"}"#;

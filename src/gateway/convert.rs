@@ -7,6 +7,10 @@ use bytes::Bytes;
 use tonic::Status;
 
 use super::files::FilesError;
+use crate::export;
+use crate::export::Attestation;
+use crate::export::Subject;
+use crate::export::SubjectKind;
 use crate::fs::FsError;
 use crate::oci::Digest;
 use crate::oci::Platform;
@@ -21,6 +25,8 @@ use crate::ops::llb::LlbError;
 use crate::progress::Warning;
 use crate::proto::caps;
 use crate::proto::gateway;
+use crate::proto::gateway::AttestationKind;
+use crate::proto::gateway::InTotoSubjectKind;
 use crate::proto::gateway::result::Result as WireResult;
 use crate::proto::pb;
 use crate::proto::policy;
@@ -110,7 +116,7 @@ pub(super) fn solve_response<O: Operate>(
         r#ref: if understands.results { String::new() } else { single },
         result: Some(gateway::Result {
             metadata: reply.metadata.clone(),
-            attestations: BTreeMap::new(),
+            attestations: attestations_to_wire(&reply.attestations),
             result: Some(result),
         }),
     })
@@ -137,9 +143,6 @@ pub(super) fn returned<O: Operate>(
     bridge: &Bridge<'_, O>,
     result: gateway::Result,
 ) -> Result<SolveReply<O>, Status> {
-    if !result.attestations.is_empty() {
-        return Err(unsupported_cap("reference.attestations", "attestations are not supported"));
-    }
     let find = |id: &str| -> Result<Option<Ref<O>>, SolveError> { bridge.reference(id) };
     let refs = match result.result {
         None => Refs::Single(None),
@@ -154,7 +157,79 @@ pub(super) fn returned<O: Operate>(
             Refs::Many(found.collect::<Result<_, SolveError>>()?)
         }
     };
-    Ok(SolveReply { refs, metadata: result.metadata })
+    let attestations = result.attestations.into_iter().map(|(platform, list)| {
+        let list = list.attestation.into_iter().map(|one| attestation(bridge, one));
+        Ok((platform, list.collect::<Result<Vec<_>, Status>>()?))
+    });
+    let attestations = attestations.collect::<Result<_, Status>>()?;
+    Ok(SolveReply { refs, metadata: result.metadata, attestations })
+}
+
+fn attestation<O: Operate>(
+    bridge: &Bridge<'_, O>,
+    one: gateway::Attestation,
+) -> Result<Attestation<Ref<O>>, Status> {
+    let kind = match AttestationKind::try_from(one.kind) {
+        Ok(AttestationKind::InToto) => export::AttestationKind::InToto,
+        Ok(AttestationKind::Bundle) => export::AttestationKind::Bundle,
+        Err(_) => return Err(Status::unimplemented(format!("unknown attestation kind {}", one.kind))),
+    };
+    let subjects = one.in_toto_subjects.into_iter().map(subject);
+    Ok(Attestation {
+        kind,
+        metadata: one.metadata,
+        files: match one.r#ref {
+            Some(files) => bridge.reference(&files.id)?,
+            None => None,
+        },
+        path: one.path,
+        predicate_type: one.in_toto_predicate_type,
+        subjects: subjects.collect::<Result<_, Status>>()?,
+    })
+}
+
+fn subject(subject: gateway::InTotoSubject) -> Result<Subject, Status> {
+    let kind = match InTotoSubjectKind::try_from(subject.kind) {
+        Ok(InTotoSubjectKind::Self_) => SubjectKind::Itself,
+        Ok(InTotoSubjectKind::Raw) => SubjectKind::Named,
+        Err(_) => {
+            return Err(Status::unimplemented(format!("unknown attestation subject type {}", subject.kind)));
+        }
+    };
+    let digests = subject.digest.into_iter().map(|digest| match digest.split_once(':') {
+        Some((algorithm, hex)) => Ok((algorithm.to_owned(), hex.to_owned())),
+        None => Err(Status::invalid_argument(format!("the subject's digest {digest:?} has no algorithm"))),
+    });
+    Ok(Subject { kind, name: subject.name, digests: digests.collect::<Result<_, Status>>()? })
+}
+
+fn attestations_to_wire<O: Operate>(
+    attestations: &BTreeMap<String, Vec<Attestation<Ref<O>>>>,
+) -> BTreeMap<String, gateway::Attestations> {
+    let subject = |subject: &Subject| gateway::InTotoSubject {
+        kind: match subject.kind {
+            SubjectKind::Itself => InTotoSubjectKind::Self_,
+            SubjectKind::Named => InTotoSubjectKind::Raw,
+        } as i32,
+        digest: subject.digests.iter().map(|(algorithm, hex)| format!("{algorithm}:{hex}")).collect(),
+        name: subject.name.clone(),
+    };
+    let attestation = |one: &Attestation<Ref<O>>| gateway::Attestation {
+        kind: match one.kind {
+            export::AttestationKind::InToto => AttestationKind::InToto,
+            export::AttestationKind::Bundle => AttestationKind::Bundle,
+        } as i32,
+        metadata: one.metadata.clone(),
+        r#ref: Some(wire_ref(one.files.as_ref())),
+        path: one.path.clone(),
+        in_toto_predicate_type: one.predicate_type.clone(),
+        in_toto_subjects: one.subjects.iter().map(subject).collect(),
+    };
+    let list = |(platform, list): (&String, &Vec<_>)| {
+        let attestation = list.iter().map(attestation).collect();
+        (platform.clone(), gateway::Attestations { attestation })
+    };
+    attestations.iter().map(list).collect()
 }
 
 /// Metadata in the form of clients from before `Return`: a JSON object of base64 values.
@@ -284,7 +359,8 @@ mod tests {
 
     fn platforms(ids: &[&str]) -> SolveReply<Worker> {
         let refs = ids.iter().map(|&id| (id.to_owned(), None)).collect();
-        SolveReply { refs: Refs::Many(refs), metadata: BTreeMap::from([("k".to_owned(), "v".into())]) }
+        let metadata = BTreeMap::from([("k".to_owned(), "v".into())]);
+        SolveReply { metadata, ..SolveReply::of(Refs::Many(refs)) }
     }
 
     /// Go's client crashed on the empty ref of a platform: a map value that is all default is not on the

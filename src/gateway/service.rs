@@ -253,11 +253,11 @@ impl LlbBridge for GatewayService {
             false => None,
         };
         let bridge = job.bridge();
-        let reply = within(&job, bridge.solve(convert::solve_request(request)?)).await?;
+        let mut reply = within(&job, bridge.solve(convert::solve_request(request)?)).await?;
         let response = convert::solve_response(&reply, understands)?;
         if let Some(mut metadata) = last {
-            metadata.extend(reply.metadata);
-            bridge.return_(Ok(SolveReply { refs: reply.refs, metadata }))?;
+            metadata.extend(std::mem::take(&mut reply.metadata));
+            bridge.return_(Ok(SolveReply { metadata, ..reply }))?;
         }
         Ok(Response::new(response))
     }

@@ -26,6 +26,7 @@ use super::error::SourceLocation;
 use super::frontend::FrontendRequest;
 use super::job::Job;
 use super::job::LazyResult;
+use crate::export::Attestation;
 use crate::ops::Operate;
 use crate::ops::SourceMap;
 use crate::ops::VertexDigest;
@@ -107,27 +108,39 @@ impl<O: Operate> Clone for Refs<O> {
 pub struct SolveReply<O: Operate> {
     pub refs: Refs<O>,
     pub metadata: BTreeMap<String, Bytes>,
+    /// What the frontend states of each platform, by its ID.
+    pub attestations: BTreeMap<String, Vec<Attestation<Ref<O>>>>,
 }
 
 impl<O: Operate> Clone for SolveReply<O> {
     fn clone(&self) -> Self {
-        SolveReply { refs: self.refs.clone(), metadata: self.metadata.clone() }
+        SolveReply {
+            refs: self.refs.clone(),
+            metadata: self.metadata.clone(),
+            attestations: self.attestations.clone(),
+        }
     }
 }
 
 impl<O: Operate> SolveReply<O> {
     /// The empty result.
     pub fn empty() -> SolveReply<O> {
-        SolveReply { refs: Refs::Single(None), metadata: BTreeMap::new() }
+        SolveReply::of(Refs::Single(None))
     }
 
-    /// The refs that are there, in the order of their platforms.
+    /// A result that nothing is said of.
+    pub fn of(refs: Refs<O>) -> SolveReply<O> {
+        SolveReply { refs, metadata: BTreeMap::new(), attestations: BTreeMap::new() }
+    }
+
+    /// The refs that are there, in the order of their platforms, and then those of what is stated of them.
     pub fn refs(&self) -> impl Iterator<Item = &Ref<O>> {
         let (single, many) = match &self.refs {
             Refs::Single(single) => (single.as_ref(), None),
             Refs::Many(many) => (None, Some(many)),
         };
-        single.into_iter().chain(many.into_iter().flat_map(|many| many.values().flatten()))
+        let stated = self.attestations.values().flatten().filter_map(|one| one.files.as_ref());
+        single.into_iter().chain(many.into_iter().flat_map(|many| many.values().flatten())).chain(stated)
     }
 
     /// Evaluates all refs at the same time; the first error ends it.
@@ -168,10 +181,7 @@ impl<O: Operate> Bridge<'_, O> {
             (Some(_), name) if !name.is_empty() => return Err(SolveError::DefinitionAndFrontend),
             (Some(definition), _) => {
                 let result = self.job.solve(&definition)?;
-                SolveReply {
-                    refs: Refs::Single(result.map(|result| self.keep(result))),
-                    metadata: BTreeMap::new(),
-                }
+                SolveReply::of(Refs::Single(result.map(|result| self.keep(result))))
             }
             (None, "") => SolveReply::empty(),
             (None, name) => {
