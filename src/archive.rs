@@ -16,6 +16,7 @@
 //! - Output is a function of input and options: no time, no host, no number of threads.
 
 mod ahead;
+mod clamp;
 mod compression;
 mod decoder;
 mod encoder;
@@ -33,6 +34,7 @@ mod writer;
 
 pub use ahead::ReadAhead;
 pub use ahead::read_ahead;
+pub use clamp::clamp_times;
 pub use compression::Compression;
 pub use decoder::Decoder;
 pub use encoder::Encoder;

@@ -1,7 +1,8 @@
 //! Blobs of a state's change sets: those that it was made of, or made now.
 //!
 //! A change set that was made here has no blob until somebody wants one, and then one for each
-//! compression. A layer that has a blob keeps it, unless its compression is not the one that is forced.
+//! compression. A layer that has a blob keeps it, unless its compression is not the one that is forced, or its
+//! files are to be no younger than they may be.
 //!
 //! # Invariants
 //!
@@ -38,6 +39,7 @@ use crate::archive::Compression;
 use crate::archive::Decoder;
 use crate::archive::Encoder;
 use crate::archive::HashingWriter;
+use crate::archive::clamp_times;
 use crate::content::BlobReader;
 use crate::content::DescHandlers;
 use crate::ctx::Ctx;
@@ -67,13 +69,15 @@ pub struct LayerOptions {
     pub level: Option<i32>,
     /// Layers whose blobs have another compression are made anew.
     pub force: bool,
-    /// No file of a change set that was made here is younger.
+    /// No file is younger: neither in a change set that was made here, nor in a layer above those that are kept.
     pub epoch: Option<Timestamp>,
+    /// Change sets, from the bottom, whose blobs keep the times that they have.
+    pub kept: usize,
 }
 
 impl Default for LayerOptions {
     fn default() -> LayerOptions {
-        LayerOptions { compression: Compression::Gzip, level: None, force: false, epoch: None }
+        LayerOptions { compression: Compression::Gzip, level: None, force: false, epoch: None, kept: 0 }
     }
 }
 
@@ -89,13 +93,20 @@ struct Variant {
 pub(super) type Packing = Flights<(RecordId, String), (), Result<Layer, CacheError>>;
 
 impl LayerOptions {
-    fn variant(&self, part: &Part) -> String {
+    fn variant(&self) -> String {
         let level = self.level.map(|level| format!(":{level}")).unwrap_or_default();
-        let epoch = match (&part.set, self.epoch) {
-            (ChangeSet::Made(_), Some(epoch)) => format!("@{}", epoch.as_second()),
-            _ => String::new(),
-        };
+        let epoch = self.epoch.map(|epoch| format!("@{}", epoch.as_second())).unwrap_or_default();
         format!("{}{level}{epoch}", self.compression)
+    }
+
+    /// What is wanted of one change set.
+    fn of(&self, index: usize, part: &Part) -> LayerOptions {
+        let is_layer = part.blob().is_some_and(|layer| media_type::is_layer(&layer.blob.media_type));
+        let is_kept = match part.set {
+            ChangeSet::Made(_) => false,
+            _ => index < self.kept || !is_layer,
+        };
+        LayerOptions { epoch: self.epoch.filter(|_| !is_kept), ..*self }
     }
 }
 
@@ -105,8 +116,12 @@ impl ImmutableRef {
     ///
     /// Cancellation safe: what was made is kept.
     pub async fn layers(&self, ctx: &Ctx, options: &LayerOptions) -> Result<Vec<Layer>, CacheError> {
-        let one = |part| self.cache().layer(ctx, part, self.handlers(), options).boxed();
-        let made: Vec<_> = self.parts().iter().map(one).collect();
+        let one = |(index, part): (usize, &'_ Part)| {
+            let options = options.of(index, part);
+            let (cache, handlers, part) = (self.cache(), self.handlers(), part.clone());
+            async move { cache.layer(ctx, &part, handlers, &options).await }.boxed()
+        };
+        let made: Vec<_> = self.parts().iter().enumerate().map(one).collect();
         let made = stream::iter(made).buffered(CONCURRENT).try_collect();
         ctx.run(made).await.map_err(|_| CacheError::Cancelled)?
     }
@@ -123,11 +138,11 @@ impl Cache {
         if let Some(layer) = part.blob() {
             let is_layer = media_type::is_layer(&layer.blob.media_type);
             let same = compression_of(&layer.blob.media_type) == Some(options.compression);
-            if !options.force || !is_layer || same {
+            if !is_layer || (options.epoch.is_none() && (!options.force || same)) {
                 return Ok(layer.clone());
             }
         }
-        let variant = options.variant(part);
+        let variant = options.variant();
         if let Some(found) = self.0.db.read(|tx| find(tx, &part.record, &variant))? {
             // A blob may have been lost with the disk's contents; it is made again then.
             if self.0.content.is_resident(&found.blob) {
@@ -182,7 +197,7 @@ impl Cache {
         Ok(Layer::new(blob, diff_id))
     }
 
-    /// Makes a blob of another compression from a blob.
+    /// Makes a blob of another compression from a blob, or one without times that are too late.
     async fn convert(
         &self,
         part: &Part,
@@ -195,12 +210,23 @@ impl Cache {
             let encoder = Encoder::new(sink, options.compression, options.level).map_err(CacheError::pack)?;
             let mut hashing = HashingWriter::new(encoder);
             let mut plain = Decoder::new(super::unpack::Positioned::new(blob));
-            std::io::copy(&mut plain.by_ref(), &mut hashing).map_err(CacheError::pack)?;
+            match options.epoch {
+                Some(epoch) => {
+                    clamp_times(plain, epoch.as_second(), &mut hashing).map_err(CacheError::pack)?
+                }
+                None => drop(std::io::copy(&mut plain.by_ref(), &mut hashing).map_err(CacheError::pack)?),
+            }
             let (encoder, hashed) = hashing.finish();
             encoder.finish().map_err(CacheError::pack)?;
             Ok::<_, CacheError>(DiffId(Digest::from_sha256(hashed.sha256)))
         });
         let (blob, _lease, diff_id) = converted.await??;
+        if options.epoch.is_some() {
+            // What needs no change stays what it was, unless another compression is asked for.
+            let is_same = diff_id == layer.diff_id && !options.force;
+            let layer = if is_same { layer } else { Layer { blob, diff_id, ..layer } };
+            return self.note(part.record, Variant { of: variant, layer }).await;
+        }
         if diff_id != layer.diff_id {
             let (digest, expected) = (layer.blob.digest, layer.diff_id);
             return Err(CacheError::WrongDiffId { digest, expected, actual: diff_id });

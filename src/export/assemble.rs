@@ -195,16 +195,21 @@ async fn layers_of(
     reference: &ImmutableRef,
 ) -> Result<Vec<Layer>, ExportError> {
     let epoch = epoch(source, options, platform)?.filter(|_| options.rewrite_timestamp);
-    if epoch.is_some() {
-        refuse_rewriting(source.base_config(platform), reference.parts())?;
-    }
+    let (kept, _step) = match epoch {
+        Some(epoch) => {
+            let name = format!("rewriting layers with source-date-epoch {} ({epoch})", epoch.as_second());
+            let kept = layers_of_base(source.base_config(platform), reference.parts())?;
+            (kept, Some(Step::start(ctx, name)))
+        }
+        None => (0, None),
+    };
     let refused = |what: String| ExportError::Unsupported { what };
     let compression = match options.compression.archive() {
         Some(compression) => compression,
         None if reference.blobs().count() < reference.parts().len() => {
             return Err(refused(format!("making a layer with compression {}", options.compression.name())));
         }
-        None if options.force_compression && reference.blobs().next().is_some() => {
+        None if (options.force_compression || epoch.is_some()) && reference.blobs().next().is_some() => {
             return Err(refused(format!("force-compression to {}", options.compression.name())));
         }
         None => archive::Compression::Gzip,
@@ -214,6 +219,7 @@ async fn layers_of(
         level: options.compression_level,
         force: options.force_compression,
         epoch,
+        kept,
     };
     Ok(reference.layers(ctx, &wanted).await?)
 }
@@ -401,9 +407,8 @@ fn layer_type(compression: media_type::Compression, foreign: bool, oci: bool) ->
     media_type::layer_as(media_type, oci)
 }
 
-/// Layers of the base image keep their times, and what is made here gets those that are asked for; others
-/// would have to be unpacked and packed again.
-fn refuse_rewriting(base: Option<&Bytes>, parts: &[Part]) -> Result<(), ExportError> {
+/// How many of the parts are those of the base image. They keep their times.
+fn layers_of_base(base: Option<&Bytes>, parts: &[Part]) -> Result<usize, ExportError> {
     #[derive(serde::Deserialize)]
     struct Base {
         rootfs: RootFs,
@@ -421,11 +426,5 @@ fn refuse_rewriting(base: Option<&Bytes>, parts: &[Part]) -> Result<(), ExportEr
         None => Vec::new(),
     };
     let is_base = |(part, base): &(&Part, &DiffId)| part.blob().is_some_and(|l| l.diff_id == **base);
-    let of_base = parts.iter().zip(&of_base).take_while(is_base).count();
-    match parts[of_base..].iter().find_map(Part::blob) {
-        None => Ok(()),
-        Some(layer) => Err(ExportError::Unsupported {
-            what: format!("rewrite-timestamp of layer {}", layer.blob.digest),
-        }),
-    }
+    Ok(parts.iter().zip(&of_base).take_while(is_base).count())
 }

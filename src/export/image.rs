@@ -16,6 +16,7 @@ use super::assemble::Image;
 use super::assemble::assemble;
 use super::json;
 use super::options::ImageOptions;
+use super::options::InvalidOptions;
 use super::options::parse_flag;
 use super::push::Destination;
 use super::push::Push;
@@ -25,6 +26,7 @@ use crate::ctx::Ctx;
 use crate::lease::Lease;
 use crate::oci::Descriptor;
 use crate::oci::InvalidReference;
+use crate::oci::Platform;
 use crate::oci::Reference;
 
 /// Attributes of the `image` exporter.
@@ -35,6 +37,8 @@ pub(super) struct ImageExport {
     push_by_digest: bool,
     insecure: bool,
     store: bool,
+    /// The files of the named image for this node's platform are made as well.
+    unpack: bool,
     name_canonical: bool,
     dangling_prefix: String,
     dangling_empty_only: bool,
@@ -65,6 +69,7 @@ impl ImageExport {
             push_by_digest: false,
             insecure: false,
             store: true,
+            unpack: false,
             name_canonical: false,
             dangling_prefix: String::new(),
             dangling_empty_only: false,
@@ -84,15 +89,16 @@ impl ImageExport {
                 "unsafe-internal-store-allow-incomplete" => {
                     parse_flag(&key, &value)?;
                 }
-                "unpack" => {
-                    if parse_flag(&key, &value)? {
-                        return Err(ExportError::Unsupported { what: "exporter option unpack".to_owned() });
-                    }
-                }
+                "unpack" => export.unpack = parse_flag(&key, &value)?,
                 _ => {
                     export.metadata.insert(key, value);
                 }
             }
+        }
+        if export.unpack && export.options.rewrite_timestamp {
+            // The files that are here are those of the layers as they were.
+            let (option, with) = ("rewrite-timestamp".to_owned(), "unpack".to_owned());
+            return Err(InvalidOptions::Conflict { option, with }.into());
         }
         if export.push {
             for name in names(&export.options.name).filter(|name| *name != "*") {
@@ -123,6 +129,9 @@ impl ImageExport {
                 let canonical = *canonical;
                 self.store(ctx, exporters, &image, name, canonical, epoch.unwrap_or_else(Timestamp::now))
                     .await?;
+                if self.unpack {
+                    unpack(ctx, &source, name).await?;
+                }
             }
             response.insert("image.name".to_owned(), name.clone());
         }
@@ -196,6 +205,20 @@ impl ImageExport {
     }
 }
 
+/// Makes the files of the image for this node's platform, if there is one: who runs it finds them.
+async fn unpack(ctx: &Ctx, source: &ExportSource, names: &str) -> Result<(), ExportError> {
+    let host = Platform::host();
+    let ranked = source.platforms()?.into_iter().filter_map(|platform| {
+        let rank = host.match_rank(&platform.platform)?;
+        Some((rank, platform.id))
+    });
+    let Some((_, id)) = ranked.min_by_key(|(rank, _)| *rank) else { return Ok(()) };
+    let Some(Some(state)) = source.find(&id) else { return Ok(()) };
+    let _step = Step::start(ctx, format!("unpacking to {names}"));
+    ctx.run(Box::pin(state.extract(ctx))).await??;
+    Ok(())
+}
+
 fn names(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|name| !name.is_empty())
 }
@@ -223,9 +246,7 @@ pub(super) fn prepare(
     source.metadata.extend(metadata.iter().map(|(key, value)| (key.clone(), value.clone().into())));
     let mut annotations = super::annotations::AnnotationsByPlatform::default();
     for (key, value) in &source.metadata {
-        annotations
-            .insert(key, &String::from_utf8_lossy(value))
-            .map_err(super::options::InvalidOptions::from)?;
+        annotations.insert(key, &String::from_utf8_lossy(value)).map_err(InvalidOptions::from)?;
     }
     options.annotations.merge(annotations);
     // Docker's types have no place for attestations.

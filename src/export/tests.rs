@@ -226,12 +226,8 @@ async fn layers_stay_as_they_are_or_the_export_says_what_it_cannot_do() {
     assert_eq!(docker.layers[0].listed.media_type, media_type::DOCKER_LAYER_ZSTD);
     assert_eq!(docker.configs[0].descriptor.media_type, media_type::DOCKER_CONFIG);
     assert!(single(&[("compression", "zstd"), ("force-compression", "true")]).await.is_ok());
-    for attributes in [
-        &[("compression", "estargz"), ("force-compression", "")][..],
-        &[("rewrite-timestamp", "true"), ("source-date-epoch", "1")],
-    ] {
-        assert!(matches!(single(attributes).await, Err(ExportError::Unsupported { .. })), "{attributes:?}");
-    }
+    let estargz = single(&[("compression", "estargz"), ("force-compression", "")]).await;
+    assert!(matches!(estargz, Err(ExportError::Unsupported { .. })));
     let rewritten = single(&[("rewrite-timestamp", "true")]).await;
     assert!(rewritten.is_ok(), "without an epoch there is nothing to rewrite");
     let base = format!(r#"{{"rootfs":{{"diff_ids":["{}"]}}}}"#, Digest::sha256("diff z"));
