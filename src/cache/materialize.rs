@@ -52,9 +52,11 @@ use super::snapshots::layer_key;
 use super::unpack::Below;
 use super::unpack::Source;
 use crate::content::BlobReader;
+use crate::content::DescHandler;
 use crate::content::DescHandlers;
 use crate::ctx::Ctx;
 use crate::oci::ChainId;
+use crate::progress::TransferProgress;
 use crate::snapshot::Mounted;
 use crate::snapshot::SnapshotKey;
 use crate::task::Flights;
@@ -344,7 +346,7 @@ impl Cache {
                 (held, Ok(follower)) => (follower, Some(held)),
                 (held, Err(_)) => {
                     let reader = self.0.content.open_held(held)?;
-                    self.unpack_from(ctx, layer, target, Source::File(reader)).await?;
+                    self.unpack_from(ctx, layer, handlers, target, Source::File(reader)).await?;
                     return Ok(hold);
                 }
             },
@@ -352,7 +354,7 @@ impl Cache {
         // Unpacked while it arrives. What comes of that counts only once the digest held and the asker was let
         // in; nobody has to wait until the blob's own file is on the disk.
         let unpacked = {
-            let unpack = self.unpack_from(ctx, layer, target.clone(), Source::Follower(follower));
+            let unpack = self.unpack_from(ctx, layer, handlers, target.clone(), Source::Follower(follower));
             let mut unpack = Box::pin(unpack);
             if let Some(_held) = held {
                 unpack.await
@@ -372,7 +374,7 @@ impl Cache {
         if matches!(unpacked, Err(CacheError::Unpack { .. } | CacheError::WrongDiffId { .. })) {
             // The bytes may have been wrong ones, which were thrown away since.
             let reader = self.fetch(ctx, layer, handlers).await?;
-            self.unpack_from(ctx, layer, target, Source::File(reader)).await?;
+            self.unpack_from(ctx, layer, handlers, target, Source::File(reader)).await?;
         } else {
             unpacked?;
         }
@@ -383,18 +385,16 @@ impl Cache {
         &self,
         ctx: &Ctx,
         layer: &Layer,
+        handlers: &DescHandlers,
         target: Target,
         source: Source,
     ) -> Result<(), CacheError> {
-        let progress =
-            ctx.progress().map(|p| p.item(format!("extracting {}", layer.blob.digest), "extracting"));
+        let _extracting = Extracting::start(handlers.get(&layer.blob.digest));
         let (cache, layer) = (self.clone(), layer.clone());
         let done = self.make_snapshot(ctx, target, move |key, below, token| async move {
             cache.unpack(&layer, source, &key, below, token).await
         });
-        done.await?;
-        drop(progress);
-        Ok(())
+        done.await
     }
 
     /// Runs `fill` on a new active snapshot, and commits it; once, whatever asks.
@@ -432,6 +432,27 @@ impl Cache {
         };
         let run = self.0.files.unpacking.join(&self.0.tasks, key, start, |()| ());
         ctx.run(run).await.map_err(|_| CacheError::Cancelled)??
+    }
+}
+
+/// The vertices that named a layer are told that it is unpacked while this lives, whichever step is the cause.
+struct Extracting(Vec<Arc<dyn TransferProgress>>);
+
+impl Extracting {
+    fn start(handlers: &[DescHandler]) -> Extracting {
+        let told: Vec<_> = handlers.iter().filter_map(|handler| handler.extraction.clone()).collect();
+        for progress in &told {
+            progress.start(0);
+        }
+        Extracting(told)
+    }
+}
+
+impl Drop for Extracting {
+    fn drop(&mut self) {
+        for progress in &self.0 {
+            progress.complete();
+        }
     }
 }
 

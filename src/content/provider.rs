@@ -126,17 +126,23 @@ pub struct DescHandler {
     pub provider: Arc<dyn Provider>,
     /// Reported to whoever moves the bytes, under the vertex that named the blob.
     pub progress: Option<Arc<dyn TransferProgress>>,
+    /// The same for who unpacks them.
+    pub extraction: Option<Arc<dyn TransferProgress>>,
     /// Brought by somebody else than who asks with it: its place is not for errors.
     pub by_others: bool,
 }
 
 impl DescHandler {
     pub fn new(provider: Arc<dyn Provider>) -> DescHandler {
-        DescHandler { provider, progress: None, by_others: false }
+        DescHandler { provider, progress: None, extraction: None, by_others: false }
     }
 
     pub fn with_progress(self, progress: Arc<dyn TransferProgress>) -> DescHandler {
         DescHandler { progress: Some(progress), ..self }
+    }
+
+    pub fn with_extraction(self, extraction: Arc<dyn TransferProgress>) -> DescHandler {
+        DescHandler { extraction: Some(extraction), ..self }
     }
 }
 

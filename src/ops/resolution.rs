@@ -135,7 +135,8 @@ impl Resolution {
             let mut handler = DescHandler::new(Arc::clone(&self.provider));
             if let Some(progress) = progress {
                 let item: Arc<dyn TransferProgress> = Arc::new(progress.item(digest.to_string(), ""));
-                handler = handler.with_progress(item);
+                let extraction = progress.item(format!("extracting {digest}"), "extracting");
+                handler = handler.with_progress(item).with_extraction(Arc::new(extraction));
             }
             handlers.add(digest, handler);
         }
