@@ -177,6 +177,16 @@ async fn steps_see_the_files_of_those_before_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_right_is_for_builds_of_a_daemon_that_may_grant_it() {
+    let daemon = Daemon::start();
+    let Some(client) = Buildctl::of(&daemon) else { return };
+    let empty = llb::file(None, None, &Action::MkFile { path: "/x", data: b"x" }).marshal();
+    let said = client.run(["build", "--allow", "security.insecure"], &empty).await.failure();
+    let expected = "granting entitlement security.insecure is not allowed by build daemon configuration";
+    assert!(said.contains(expected), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn builds_at_once_share_what_they_run() {
     let (Some(image), daemon) = (base(), Daemon::start()) else { return };
     let clients: Vec<_> = (0..8).filter_map(|_| Buildctl::of(&daemon)).collect();

@@ -33,6 +33,8 @@ pub use cache_map::ContentDigest;
 pub use cache_map::InputKey;
 pub use exec::ExecOpError;
 pub use exec::Execs;
+pub use exec::FailedMounts;
+pub use exec::LeftFiles;
 pub use file::FileActionError;
 pub use file::FileError;
 pub use graph::Edge;

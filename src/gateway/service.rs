@@ -1,5 +1,7 @@
 //! `moby.buildkit.v1.frontend.LLBBridge`.
 
+use std::collections::HashMap;
+
 use futures::stream::BoxStream;
 use tonic::Request;
 use tonic::Response;
@@ -14,12 +16,15 @@ use super::convert::Understands;
 use super::files;
 use super::files::FilesError;
 use super::files::ReadRange;
+use crate::cache::RecordId;
 use crate::fs::Root;
 use crate::identity::Identity;
 use crate::identity::convert::worker_record;
+use crate::ops::FailedMounts;
 use crate::ops::HttpFile;
 use crate::ops::HttpSource;
 use crate::ops::ImageMeta;
+use crate::ops::LeftFiles;
 use crate::ops::Op;
 use crate::ops::Worker;
 use crate::ops::llb;
@@ -37,6 +42,7 @@ use crate::solver::SolveError;
 use crate::solver::SolveReply;
 use crate::solver::Wait;
 use crate::solver::code_of;
+use crate::solver::convert::FailedRefs;
 use crate::solver::convert::unsupported_cap;
 
 /// Names the build of a call.
@@ -127,9 +133,15 @@ impl GatewayService {
         reference: &str,
         look: impl FnOnce(&Root) -> Result<T, FilesError> + Send + 'static,
     ) -> Result<T, Status> {
-        let found = match job.bridge().reference(reference)? {
-            Some(found) => within(job, Box::pin(found.result.evaluate())).await?,
-            None => None,
+        let found = match job.bridge().left(reference) {
+            Some(left) => {
+                let state = left.state().await;
+                Some(state.map_err(|error| Status::new(code_of(&error), error.to_string()))?)
+            }
+            None => match job.bridge().reference(reference)? {
+                Some(found) => within(job, Box::pin(found.result.evaluate())).await?,
+                None => None,
+            },
         };
         let Some(found) = found else {
             return Err(Status::not_found("the result is empty: no such file or directory"));
@@ -160,9 +172,29 @@ async fn within<T>(
     call: impl Future<Output = Result<T, SolveError>>,
 ) -> Result<T, Status> {
     match job.cancel().run_until_cancelled(call).await {
-        Some(answer) => Ok(answer?),
+        Some(answer) => answer.map_err(|error| refused(job, error)),
         None => Err(SolveError::Cancelled.into()),
     }
+}
+
+/// What the frontend gets for an error. It may look into what a failed process had and left.
+fn refused(job: &Job<Worker>, error: SolveError) -> Status {
+    let Some(FailedMounts { inputs, mounts }) = error.failed_mounts().cloned() else { return error.into() };
+    let bridge = job.bridge();
+    let mut named: HashMap<RecordId, String> = HashMap::new();
+    let mut name = |files: LeftFiles| match &files {
+        // One that is mounted twice, or is as it was, has one name.
+        LeftFiles::Untouched(state) => {
+            let id = state.id();
+            named.entry(id).or_insert_with(|| bridge.keep_left(files).to_string()).clone()
+        }
+        LeftFiles::Written(_) => bridge.keep_left(files).to_string(),
+    };
+    let inputs = inputs.into_iter().map(|state| state.map(LeftFiles::Untouched));
+    let inputs = inputs.map(|files| files.map(&mut name).unwrap_or_default()).collect();
+    let mounts = mounts.into_iter().map(|files| files.map(&mut name).unwrap_or_default()).collect();
+    let refs = FailedRefs { inputs, mounts };
+    Rejected::with_refs(error, refs).into()
 }
 
 fn no_containers<T>() -> Result<Response<T>, Status> {

@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //!
-//! - What the process wrote becomes a result only if it ended well. Everything else that was made for it goes.
+//! - What the process wrote becomes a result only if it ended well. Everything else that was made for it goes; if
+//!   the process failed, with the last one who has its error.
 //! - Secrets and the sockets of agents are in no result and in no key.
 //!
 //! # Cancellation
@@ -13,6 +14,7 @@
 mod cache_mount;
 mod error;
 mod key;
+mod left;
 mod log;
 mod prepare;
 mod process;
@@ -23,6 +25,8 @@ use std::sync::Arc;
 
 pub use error::ExecOpError;
 pub use key::cache_map;
+pub use left::FailedMounts;
+pub use left::LeftFiles;
 
 use super::graph::Vertex;
 use super::op::ExecOp;
@@ -32,6 +36,7 @@ use crate::cache::CacheError;
 use crate::cache::ImmutableRef;
 use crate::content::FetchError;
 use crate::ctx::Ctx;
+use crate::executor::ExecError;
 use crate::executor::Executor;
 use crate::executor::LogLimits;
 use crate::oci::Platform;
@@ -87,9 +92,14 @@ impl Execs {
         let process = process::describe(op, vertex.options.resources.as_ref(), &mut prepared, secrets)?;
         let log = Arc::new(StepLog::new(ctx.progress().cloned(), self.logs));
         let done = self.executor.run(ctx, process, log.clone()).await;
-        if let Err(error) = done {
-            log.flush();
-            return Err(error::of_exec(error));
+        match done {
+            Ok(_) => {}
+            Err(ExecError::Cancelled(_)) => return Err(OpError::Cancelled),
+            Err(source) => {
+                log.flush();
+                let mounts = Box::new(prepared.fail(op, inputs));
+                return Err(OpError::failed(ExecOpError::Process { source, mounts }));
+            }
         }
         prepared.commit(op).await
     }

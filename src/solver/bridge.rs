@@ -7,7 +7,7 @@
 //!
 //! # Locking
 //!
-//! One mutex over the refs, held for look-ups and inserts.
+//! One mutex over the refs and one over what failed ops left, held for look-ups and inserts.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -27,6 +27,7 @@ use super::frontend::FrontendRequest;
 use super::job::Job;
 use super::job::LazyResult;
 use crate::export::Attestation;
+use crate::ops::LeftFiles;
 use crate::ops::Operate;
 use crate::ops::SourceMap;
 use crate::ops::VertexDigest;
@@ -157,12 +158,14 @@ pub type Outcome<O> = Result<SolveReply<O>, Rejected>;
 /// The part of a job that its frontend talks to. Kept by the job.
 pub(super) struct BridgeState<O: Operate> {
     refs: Mutex<HashMap<RefId, Ref<O>>>,
+    /// What failed ops left, which nothing is the definition of.
+    left: Mutex<HashMap<RefId, LeftFiles>>,
     outcome: watch::Sender<Option<Outcome<O>>>,
 }
 
 impl<O: Operate> Default for BridgeState<O> {
     fn default() -> Self {
-        BridgeState { refs: Mutex::default(), outcome: watch::Sender::new(None) }
+        BridgeState { refs: Mutex::default(), left: Mutex::default(), outcome: watch::Sender::new(None) }
     }
 }
 
@@ -214,6 +217,19 @@ impl<O: Operate> Bridge<'_, O> {
             Some(found) => Ok(Some(found.clone())),
             None => Err(SolveError::NoSuchRef { id: id.chars().take(160).collect() }),
         }
+    }
+
+    /// Gives something that a failed op had or left a name in this job, where it stays to the end.
+    pub fn keep_left(&self, files: LeftFiles) -> RefId {
+        let id = RefId::random();
+        self.state.left.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), files);
+        id
+    }
+
+    /// What a failed op had or left.
+    pub fn left(&self, id: &str) -> Option<LeftFiles> {
+        let left = self.state.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.get(&RefId(id.to_owned())).cloned()
     }
 
     /// The definitions that the job's client gave to its frontend.

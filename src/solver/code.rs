@@ -135,7 +135,7 @@ fn own(error: &(dyn Error + 'static)) -> Option<Code> {
 
 fn exec(error: &ExecOpError) -> Option<Code> {
     match error {
-        ExecOpError::Exec(error) => match error {
+        ExecOpError::Exec(error) | ExecOpError::Process { source: error, .. } => match error {
             ExecError::Exit { oom_killed: true, .. } => Some(Code::ResourceExhausted),
             ExecError::RuntimeMissing { .. } | ExecError::NoCgroups { .. } => Some(Code::FailedPrecondition),
             ExecError::Invalid { .. } => Some(Code::InvalidArgument),

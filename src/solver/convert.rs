@@ -69,8 +69,23 @@ impl From<JobExists> for Status {
     }
 }
 
+/// Names of file systems that a failed op had, by which a frontend may ask for them: one per mount, empty where
+/// there is nothing to see.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FailedRefs {
+    pub inputs: Vec<String>,
+    pub mounts: Vec<String>,
+}
+
 impl From<SolveError> for Rejected {
     fn from(error: SolveError) -> Rejected {
+        Rejected::with_refs(error, FailedRefs::default())
+    }
+}
+
+impl Rejected {
+    /// What a frontend gets for an error, with names of what it can look into.
+    pub fn with_refs(error: SolveError, refs: FailedRefs) -> Rejected {
         let error = match error {
             SolveError::Frontend(rejected) => return rejected,
             error => error,
@@ -83,7 +98,7 @@ impl From<SolveError> for Rejected {
         let mut details = Vec::new();
         details.extend(error.exit_code().and_then(exit_detail));
         let subject = subject(&error);
-        details.extend(error.op().and_then(|op| solve_detail(op, subject)));
+        details.extend(error.op().and_then(|op| solve_detail(op, subject, refs)));
         details.extend(error.locations().iter().filter_map(source_detail));
         details.extend(error.vertex().and_then(vertex_detail));
         if let SolveError::NoSuchFrontend { name, asked } = &error {
@@ -161,14 +176,19 @@ fn subject(error: &SolveError) -> Option<errdefs::solve::Subject> {
     Some(errdefs::solve::Subject::Cache(errdefs::ContentCache { index: index(input) }))
 }
 
-/// What failed, for debuggers. There is nothing yet that they could look into.
-fn solve_detail(failed: &FailedOp, subject: Option<errdefs::solve::Subject>) -> Option<(String, Bytes)> {
+/// What failed, and what debuggers can look into.
+fn solve_detail(
+    failed: &FailedOp,
+    subject: Option<errdefs::solve::Subject>,
+    refs: FailedRefs,
+) -> Option<(String, Bytes)> {
     if failed.bytes.len() > MAX_OP_BYTES {
         return None;
     }
     let op = pb::Op::decode(failed.bytes.clone()).ok()?;
     let description = failed.description.clone();
-    let solve = errdefs::Solve { op: Some(op), description, subject, ..errdefs::Solve::default() };
+    let FailedRefs { inputs, mounts } = refs;
+    let solve = errdefs::Solve { input_ids: inputs, mount_ids: mounts, op: Some(op), description, subject };
     detail("errdefs.Solve+json", &protojson(&solve).ok()?)
 }
 

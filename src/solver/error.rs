@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::db::DbError;
 use crate::ops::Entitlement;
 use crate::ops::ExecOpError;
+use crate::ops::FailedMounts;
 use crate::ops::OpError;
 use crate::ops::VertexDigest;
 use crate::ops::llb::LlbError;
@@ -71,9 +72,18 @@ impl SolveError {
 
     /// The code that a process of the vertex ended with, where that is what failed.
     pub fn exit_code(&self) -> Option<u32> {
+        self.exec_error()?.exit_code()
+    }
+
+    /// The file systems of the process of the vertex, where that is what failed.
+    pub fn failed_mounts(&self) -> Option<&FailedMounts> {
+        self.exec_error()?.failed_mounts()
+    }
+
+    fn exec_error(&self) -> Option<&ExecOpError> {
         let SolveError::Vertex { source, .. } = self else { return None };
         match &source.cause {
-            Cause::Op(OpError::Failed { source }) => source.downcast_ref::<ExecOpError>()?.exit_code(),
+            Cause::Op(OpError::Failed { source }) => source.downcast_ref::<ExecOpError>(),
             _ => None,
         }
     }

@@ -4,10 +4,14 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"maps"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,16 +19,21 @@ import (
 
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
 	"github.com/moby/buildkit/session/sshforward/sshprovider"
+	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/util/entitlements"
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ssh/agent"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 )
 
 // box is an image with busybox, for which the machine's own program stands in.
@@ -277,17 +286,179 @@ func TestAnAgentIsForwarded(t *testing.T) {
 	prints(t, c, "none\n", base.Run(sh("[ -e /run/agent ] || echo none"), llb.AddSSHSocket(llb.SSHID("other"), llb.SSHOptional, llb.SSHSocketTarget("/run/agent")), llb.IgnoreCache).Root(), opt)
 }
 
-func TestRightsThatWereNotGrantedAreRefused(t *testing.T) {
+// talker is a program that sends the bytes of its second argument to the socket
+// that its first one names, both in hexadecimal digits, and prints the answer.
+const talker = `package main
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"os"
+)
+
+func main() {
+	c, err := net.Dial("unix", os.Getenv(os.Args[1]))
+	if err != nil {
+		panic(err)
+	}
+	dt, _ := hex.DecodeString(os.Args[2])
+	if _, err := c.Write(dt); err != nil {
+		panic(err)
+	}
+	size := make([]byte, 4)
+	if _, err := io.ReadFull(c, size); err != nil {
+		panic(err)
+	}
+	answer := make([]byte, binary.BigEndian.Uint32(size))
+	if _, err := io.ReadFull(c, answer); err != nil {
+		panic(err)
+	}
+	fmt.Println(hex.EncodeToString(answer))
+}
+`
+
+func TestAnAgentAnswersThroughItsSocket(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "main.go"), []byte(talker), 0o644))
+	compile := exec.CommandContext(testContext(t), "go", "build", "-o", "talker", "main.go")
+	compile.Dir, compile.Env = dir, append(os.Environ(), "CGO_ENABLED=0")
+	out, err := compile.CombinedOutput()
+	require.NoError(t, err, string(out))
+	program, err := os.ReadFile(filepath.Join(dir, "talker"))
+	require.NoError(t, err)
+	image := llb.Image(r.push(unique("talker-"), "latest", newImageOf(t, map[string][]byte{"talker": program})))
+
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	ring := agent.NewKeyring()
+	require.NoError(t, ring.Add(agent.AddedKey{PrivateKey: key, Comment: "of the test"}))
+	keys, err := ring.List()
+	require.NoError(t, err)
+	listener, err := net.Listen("unix", filepath.Join(dir, "s"))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			connection, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _ = agent.ServeAgent(ring, connection) }()
+		}
+	}()
+	provider, err := sshprovider.NewSSHAgentProvider([]sshprovider.AgentConfig{{ID: "default", Paths: []string{filepath.Join(dir, "s")}}})
+	require.NoError(t, err)
+
+	// SSH_AGENTC_REQUEST_IDENTITIES, answered by SSH_AGENT_IDENTITIES_ANSWER with one key.
+	step := image.Run(llb.Args([]string{"/talker", "SSH_AUTH_SOCK", "000000010b"}), llb.AddSSHSocket(), llb.IgnoreCache).Root()
+	text, err := run(t, c, step, client.SolveOpt{Session: []session.Attachable{provider}})
+	require.NoError(t, err, text)
+	require.True(t, strings.HasPrefix(text, "0c00000001"), text)
+	require.Contains(t, text, hex.EncodeToString(keys[0].Marshal()))
+	require.Contains(t, text, hex.EncodeToString([]byte("of the test")))
+}
+
+// bridge calls a daemon as the frontend of a build does, in plain messages.
+func bridge(t *testing.T, build string) (gwpb.LLBBridgeClient, context.Context) {
+	t.Helper()
+	connection, err := grpc.NewClient(env(t, "THUNKD_ADDR"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = connection.Close() })
+	return gwpb.NewLLBBridgeClient(connection), metadata.AppendToOutgoingContext(testContext(t), "buildkit-controlapi-buildid", build)
+}
+
+func TestAFailedStepShowsWhatItHadAndLeft(t *testing.T) {
 	c, r := connect(t), newRegistry(t)
 	base := box(t, r)
-	for name, option := range map[string]llb.RunOption{
-		"network.host": llb.Network(llb.NetModeHost), "security.insecure": llb.Security(llb.SecurityModeInsecure),
+	opt := client.SolveOpt{Ref: unique("failed-")}
+
+	_, _, err := build(t, c, opt, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+		step := base.Run(
+			sh("echo left > /left; echo out > /out/file; exit 3"),
+			llb.AddMount("/in", llb.Scratch().File(llb.Mkfile("/given", 0o644, []byte("given"))), llb.Readonly),
+		)
+		step.AddMount("/out", llb.Scratch())
+		_, err := solveState(ctx, c, step.Root(), true)
+		var solve *errdefs.SolveError
+		require.ErrorAs(t, err, &solve)
+		mounts := solve.Op.GetExec().Mounts
+		require.Len(t, solve.InputIDs, len(mounts))
+		require.Len(t, solve.MountIDs, len(mounts))
+		plain, ctx := bridge(t, opt.Ref)
+		read := func(ref, path string) string {
+			resp, err := plain.ReadFile(ctx, &gwpb.ReadFileRequest{Ref: ref, FilePath: path})
+			if err != nil {
+				return err.Error()
+			}
+			return string(resp.Data)
+		}
+		seen := map[string]bool{}
+		for i, mount := range mounts {
+			seen[mount.Dest] = true
+			switch mount.Dest {
+			case "/":
+				require.NotEqual(t, solve.InputIDs[i], solve.MountIDs[i])
+				if os.Getenv("DAEMON") != "buildkitd" {
+					require.Equal(t, "left\n", read(solve.MountIDs[i], "/left"))
+					require.Contains(t, read(solve.InputIDs[i], "/left"), "no such file")
+					require.Contains(t, read(solve.InputIDs[i], "/etc/group"), "audio")
+				}
+			case "/in":
+				require.NotEmpty(t, solve.InputIDs[i])
+				require.Equal(t, solve.InputIDs[i], solve.MountIDs[i])
+			case "/out":
+				require.Empty(t, solve.InputIDs[i])
+				require.NotEmpty(t, solve.MountIDs[i])
+				if os.Getenv("DAEMON") != "buildkitd" {
+					require.Equal(t, "out\n", read(solve.MountIDs[i], "/file"))
+				}
+			}
+		}
+		require.Equal(t, map[string]bool{"/": true, "/in": true, "/out": true}, seen)
+		return gateway.NewResult(), nil
+	})
+
+	require.NoError(t, err)
+}
+
+func TestRightsAreForBuildsThatWereGrantedThem(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	base := box(t, r)
+	namespace, err := os.Readlink("/proc/self/ns/net")
+	require.NoError(t, err)
+	for name, test := range map[string]struct {
+		option   llb.RunOption
+		right    entitlements.Entitlement
+		script   string
+		expected string
+	}{
+		"network.host": {
+			llb.Network(llb.NetModeHost), entitlements.EntitlementNetworkHost,
+			"busybox readlink /proc/self/ns/net", namespace + "\n",
+		},
+		"security.insecure": {
+			llb.Security(llb.SecurityModeInsecure), entitlements.EntitlementSecurityInsecure,
+			"busybox awk '/^(NoNewPrivs|Seccomp):/ { print $2 }' /proc/self/status; busybox mount -t tmpfs none /mnt && busybox stat -f -c %T /mnt", "0\n0\ntmpfs\n",
+		},
 	} {
-		_, err := run(t, c, base.Run(sh("true"), option).Root(), client.SolveOpt{})
-		require.ErrorContains(t, err, name+" is not allowed")
-		_, err = run(t, c, base.Run(sh("true"), option).Root(), client.SolveOpt{AllowedEntitlements: []string{entitlements.EntitlementNetworkHost.String(), entitlements.EntitlementSecurityInsecure.String()}})
-		require.ErrorContains(t, err, "not allowed")
+		t.Run(name, func(t *testing.T) {
+			step := func(script string) llb.State {
+				return base.File(llb.Mkdir("/mnt", 0o755)).Run(sh(script), test.option, llb.IgnoreCache).Root()
+			}
+			_, err := run(t, c, step("true"), client.SolveOpt{})
+			require.ErrorContains(t, err, name+" is not allowed")
+			other := client.SolveOpt{AllowedEntitlements: []string{"device"}}
+			_, err = run(t, c, step("true"), other)
+			require.ErrorContains(t, err, "not allowed")
+			prints(t, c, test.expected, step(test.script), client.SolveOpt{AllowedEntitlements: []string{test.right.String()}})
+		})
 	}
+	plain := base.File(llb.Mkdir("/mnt", 0o755)).Run(sh("busybox mount -t tmpfs none /mnt 2>/dev/null || echo refused"), llb.IgnoreCache).Root()
+	prints(t, c, "refused\n", plain, client.SolveOpt{AllowedEntitlements: []string{entitlements.EntitlementSecurityInsecure.String()}})
 }
 
 func TestCancellingABuildKillsItsProcess(t *testing.T) {

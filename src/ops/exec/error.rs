@@ -1,12 +1,16 @@
 //! Why an exec op failed.
 
 use super::super::operate::OpError;
+use super::FailedMounts;
 use crate::cache::CacheError;
 use crate::executor::ExecError;
 use crate::session::SessionError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ExecOpError {
+    /// A process was started, or nearly.
+    #[error("{source}")]
+    Process { source: ExecError, mounts: Box<FailedMounts> },
     #[error(transparent)]
     Exec(#[from] ExecError),
     #[error(transparent)]
@@ -33,7 +37,15 @@ impl ExecOpError {
     /// The code that the process ended with.
     pub fn exit_code(&self) -> Option<u32> {
         match self {
-            ExecOpError::Exec(error) => error.exit_code(),
+            ExecOpError::Exec(error) | ExecOpError::Process { source: error, .. } => error.exit_code(),
+            _ => None,
+        }
+    }
+
+    /// What is left of the process's file systems.
+    pub fn failed_mounts(&self) -> Option<&FailedMounts> {
+        match self {
+            ExecOpError::Process { mounts, .. } => Some(mounts),
             _ => None,
         }
     }

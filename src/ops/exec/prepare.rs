@@ -14,6 +14,8 @@ use super::super::op::ROOT;
 use super::super::operate::OpError;
 use super::ExecOpError;
 use super::Execs;
+use super::FailedMounts;
+use super::LeftFiles;
 use super::cache_mount::CacheMount;
 use super::cache_mount::Wanted;
 use super::key::clean;
@@ -38,9 +40,10 @@ pub struct Prepared {
     pub mounts: Vec<ProcessMount>,
     /// Keep the directories mounted.
     pub holds: Vec<Hold>,
-    results: Vec<Outcome>,
-    /// Given up once the process has ended.
-    _temporary: Vec<MutableRef>,
+    /// By the mounts that they are made from.
+    results: Vec<(usize, Outcome)>,
+    /// Given up once the process has ended well.
+    temporary: Vec<(usize, MutableRef)>,
 }
 
 /// What an output of the vertex will be.
@@ -66,15 +69,15 @@ impl Prepared {
             mounts: Vec::new(),
             holds: Vec::new(),
             results: Vec::new(),
-            _temporary: Vec::new(),
+            temporary: Vec::new(),
         };
         for (index, mount) in op.mounts.iter().enumerate() {
             let input = mount.input.and_then(|input| inputs.get(input).cloned().flatten());
             let source = match &mount.kind {
-                MountKind::Bind => prepared.bind(execs, ctx, op, mount, input).await?,
+                MountKind::Bind => prepared.bind(execs, ctx, op, index, input).await?,
                 MountKind::Cache { .. } => {
                     if mount.gives_output() {
-                        prepared.results.push(Outcome::Input(input));
+                        prepared.results.push((index, Outcome::Input(input)));
                     }
                     let Some(cache_mount) = cache_mounts.remove(&index) else { continue };
                     prepared.cache(&cache_mount, mount).await?
@@ -115,16 +118,17 @@ impl Prepared {
         execs: &Execs,
         ctx: &Ctx,
         op: &ExecOp,
-        mount: &ExecMount,
+        index: usize,
         input: Option<ImmutableRef>,
     ) -> Result<MountSource, OpError> {
+        let mount = &op.mounts[index];
         let is_root = mount.dest == ROOT;
         if let (Some(input), true, false) = (&input, mount.read_only, is_root) {
             let tree = input.mount(ctx).await.map_err(|error| of_input(mount.input, error))?;
             let directory = tree.path().to_path_buf();
             self.holds.push(Hold::new(tree));
             if mount.output {
-                self.results.push(Outcome::Input(Some(input.clone())));
+                self.results.push((index, Outcome::Input(Some(input.clone()))));
             }
             return Ok(MountSource::Directory { directory, selector: mount.selector.clone() });
         }
@@ -137,9 +141,9 @@ impl Prepared {
         let files = created.map_err(|error| of_input(mount.input, error))?;
         let directory = self.hold(&files).await?;
         if mount.output {
-            self.results.push(Outcome::Written(Box::new(files)));
+            self.results.push((index, Outcome::Written(Box::new(files))));
         } else {
-            self._temporary.push(files);
+            self.temporary.push((index, files));
         }
         let selector = if is_root { String::new() } else { mount.selector.clone() };
         Ok(MountSource::Directory { directory, selector })
@@ -169,7 +173,7 @@ impl Prepared {
         debug_assert_eq!(self.results.len(), op.outputs().count());
         drop(self.holds);
         let mut results = Vec::with_capacity(self.results.len());
-        for outcome in self.results {
+        for (_, outcome) in self.results {
             results.push(match outcome {
                 Outcome::Input(input) => input,
                 Outcome::Written(files) => match files.commit().await {
@@ -180,6 +184,25 @@ impl Prepared {
             });
         }
         Ok(results)
+    }
+}
+
+impl Prepared {
+    /// What a process that failed began with and left.
+    pub fn fail(self, op: &ExecOp, inputs: &[Option<ImmutableRef>]) -> FailedMounts {
+        drop(self.holds);
+        let input = |mount: &ExecMount| mount.input.and_then(|input| inputs.get(input).cloned().flatten());
+        let inputs: Vec<_> = op.mounts.iter().map(input).collect();
+        let mut mounts: Vec<_> =
+            inputs.iter().cloned().map(|input| input.map(LeftFiles::Untouched)).collect();
+        let written = self.results.into_iter().filter_map(|(index, outcome)| match outcome {
+            Outcome::Input(_) => None,
+            Outcome::Written(files) => Some((index, *files)),
+        });
+        for (index, files) in written.chain(self.temporary) {
+            mounts[index] = Some(LeftFiles::written(files));
+        }
+        FailedMounts { inputs, mounts }
     }
 }
 
