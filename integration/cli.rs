@@ -237,6 +237,44 @@ fn a_copy_and_a_command_make_an_image_that_containerd_unpacks() {
 }
 
 #[test]
+fn an_image_becomes_a_layout_beside_those_that_are_there() {
+    let thunk = Thunk::alone();
+    let directory = thunk.path("layout");
+    for name in ["example.com/one:v1", "example.com/two:v2", "example.com/one:v1"] {
+        let output = format!("type=oci,tar=false,name={name},dest={}", directory.display());
+        let run = thunk.run(&["build", "--oci-layout", "base=base", "--output", &output, "hello.json"]);
+        assert!(run.success, "{}", run.stderr);
+    }
+    let read = |path: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(directory.join(path)).unwrap()).unwrap()
+    };
+    assert_eq!(read("oci-layout")["imageLayoutVersion"], "1.0.0");
+    let index = read("index.json");
+    let manifests = index["manifests"].as_array().unwrap();
+    let names: Vec<_> =
+        manifests.iter().map(|m| m["annotations"]["org.opencontainers.image.ref.name"].clone()).collect();
+    assert_eq!(names, ["v2", "v1"]);
+    let blob = |descriptor: &Value| {
+        let digest = descriptor["digest"].as_str().unwrap();
+        let bytes = std::fs::read(directory.join("blobs").join(digest.replace(':', "/"))).unwrap();
+        assert_eq!(sha256(&bytes), digest);
+        bytes
+    };
+    for image in manifests {
+        let manifest: Value = serde_json::from_slice(&blob(image)).unwrap();
+        blob(&manifest["config"]);
+        let layers = manifest["layers"].as_array().unwrap();
+        assert!(!layers.is_empty());
+        layers.iter().for_each(|layer| drop(blob(layer)));
+    }
+    let Some(skopeo) = tool("skopeo") else { return };
+    let (image, copy) =
+        (format!("oci:{}:v2", directory.display()), format!("dir:{}", thunk.path("copy").display()));
+    let output = Command::new(&skopeo).args(["--insecure-policy", "copy", &image, &copy]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn a_merge_has_the_layers_of_its_inputs_in_order() {
     let archive = Thunk::alone().build("merge.json", b"", "oci");
     assert_eq!(layers(&archive), [layers_of("base"), layers_of("extra")].concat());

@@ -2,7 +2,7 @@
 //!
 //! A [`Client`] speaks to a daemon over a socket, over TLS, or inside this process. For a build it opens a session:
 //! a tunnel through which the daemon calls back for credentials, directories, secrets and the blobs of OCI layouts, and
-//! with the archives and files that it made.
+//! with the archives, layouts and files that it made.
 //!
 //! # Cancellation
 //!
@@ -15,9 +15,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::time::SystemTime;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 
+use crate::oci::Descriptor;
 use crate::oci::Digest;
 use crate::oci::Platform;
 use crate::progress::SourceFile;
@@ -37,6 +40,9 @@ mod output;
 mod secrets;
 mod service;
 mod session;
+mod store;
+
+use store::LayoutStore;
 
 pub use connect::ConnectError;
 pub use connect::Endpoint;
@@ -57,6 +63,10 @@ const STATUS_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Client {
     control: Control,
 }
+
+/// Keys that exporters answer with.
+const DESCRIPTOR_KEY: &str = "containerimage.descriptor";
+const NAME_KEY: &str = "image.name";
 
 /// What to build, and what to do with it.
 #[derive(Debug)]
@@ -100,6 +110,8 @@ pub enum Destination {
         path: PathBuf,
         delete: bool,
     },
+    /// An image as an OCI layout, beside those that are in the directory. A build has one at most.
+    Layout(PathBuf),
 }
 
 /// A build failed, or could not be asked for.
@@ -109,6 +121,8 @@ pub enum BuildError {
     Failed(Box<Failure>),
     #[error("the daemon could not be asked")]
     Call(#[from] CallError),
+    #[error("the image can't be named in the OCI layout {path:?}: {source}")]
+    Layout { path: PathBuf, source: std::io::Error },
 }
 
 /// What a daemon says of a build that failed.
@@ -235,6 +249,27 @@ impl Client {
         if !followed {
             let _ = tokio::time::timeout(STATUS_PATIENCE, status).await;
         }
-        result
+        let response = result?;
+        for output in &outputs {
+            if let Destination::Layout(path) = &output.destination {
+                name(&tasks, path.clone(), response.clone()).await?;
+            }
+        }
+        Ok(response)
     }
+}
+
+/// Gives the image that was written into a layout the names that the daemon says it has.
+async fn name(tasks: &Tasks, path: PathBuf, response: BTreeMap<String, String>) -> Result<(), BuildError> {
+    let store = LayoutStore::new(&path);
+    let naming = tasks.spawn_blocking("name image", move || {
+        let encoded = response.get(DESCRIPTOR_KEY).map(String::as_str).unwrap_or_default();
+        let decoded = STANDARD.decode(encoded).map_err(std::io::Error::other)?;
+        let image: Descriptor = serde_json::from_slice(&decoded)?;
+        let names = response.get(NAME_KEY).map(String::as_str).unwrap_or_default();
+        let names: Vec<&str> = names.split(',').filter(|name| !name.is_empty()).collect();
+        store.name(&image, &names)
+    });
+    let named = naming.await.map_err(std::io::Error::other).flatten();
+    named.map_err(|source| BuildError::Layout { path, source })
 }

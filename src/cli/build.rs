@@ -109,6 +109,9 @@ pub(super) async fn build(args: BuildArgs) -> Result<(), CliError> {
     if outputs.iter().filter(|output| output.destination == Destination::Stdout).count() > 1 {
         return Err(CliError::Argument("only one output can go to standard output".to_owned()));
     }
+    if outputs.iter().filter(|output| matches!(output.destination, Destination::Layout(_))).count() > 1 {
+        return Err(CliError::Argument("only one output can be a layout (tar=false)".to_owned()));
+    }
     let mut layouts = BTreeMap::new();
     for (name, directory) in args.oci_layout {
         let layout = Layout::open(directory);
@@ -183,7 +186,9 @@ fn tell(outputs: &[Output], response: &BTreeMap<String, String>) {
     for output in outputs {
         match &output.destination {
             Destination::File(path) => eprintln!("{digest} -> {}", path.display()),
-            Destination::Directory { path, .. } => eprintln!("{digest} -> {}", path.display()),
+            Destination::Directory { path, .. } | Destination::Layout(path) => {
+                eprintln!("{digest} -> {}", path.display());
+            }
             Destination::Stdout => eprintln!("{digest} -> standard output"),
             Destination::Daemon => {
                 let name = response.get("image.name").or_else(|| output.attributes.get("name"));

@@ -47,12 +47,20 @@ impl FromStr for OutputFlag {
         let exporter = exporter.filter(|name| !name.is_empty()).ok_or("expected type=<exporter>")?;
         let destination = match exporter.as_str() {
             "oci" | "docker" | "tar" => {
-                if attributes.get("tar").is_some_and(|tar| matches!(tar.as_str(), "false" | "0" | "f")) {
-                    return Err(
-                        "tar=false, a directory, is not there yet: leave it out for an archive".to_owned()
-                    );
-                }
+                let is_directory = exporter != "tar"
+                    && attributes
+                        .get("tar")
+                        .is_some_and(|tar| matches!(tar.to_ascii_lowercase().as_str(), "false" | "0" | "f"));
                 match attributes.remove("dest") {
+                    None if is_directory => {
+                        return Err("tar=false needs a dest, which is a directory".to_owned());
+                    }
+                    Some(dest) if is_directory && dest != "-" && !dest.is_empty() => {
+                        Destination::Layout(PathBuf::from(dest))
+                    }
+                    Some(dest) if is_directory => {
+                        return Err(format!("tar=false needs a dest that is a directory, found {dest:?}"));
+                    }
                     None => Destination::Stdout,
                     Some(dest) if dest == "-" => Destination::Stdout,
                     Some(dest) if dest.is_empty() => return Err("dest is empty".to_owned()),
@@ -143,6 +151,9 @@ mod tests {
         let image = parse(r#"type=image,"name=a:1,b:2",push=true"#).unwrap();
         assert_eq!(image.attributes["name"], "a:1,b:2");
         assert_eq!(image.destination, Destination::Daemon);
+        let layout = parse("type=oci,tar=false,dest=d").unwrap();
+        assert_eq!(layout.destination, Destination::Layout("d".into()));
+        assert_eq!(layout.attributes["tar"], "false", "the daemon has to know it as well");
         assert_eq!(parse("type=docker").unwrap().destination, Destination::Stdout);
         assert_eq!(parse("type=docker,dest=-").unwrap().destination, Destination::Stdout);
     }
@@ -157,7 +168,8 @@ mod tests {
             "type=oci,=x",
             "type=oci,output=x",
             "type=oci,dest=",
-            "type=oci,tar=false,dest=d",
+            "type=oci,tar=false",
+            "type=oci,tar=false,dest=-",
             "type=image,dest=x",
             "type=local",
             "type=local,dest=x,mode=move",

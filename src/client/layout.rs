@@ -54,6 +54,11 @@ impl Layout {
         Ok(Layout { root })
     }
 
+    /// A directory that is to become one.
+    pub(super) fn planned(root: impl Into<PathBuf>) -> Layout {
+        Layout { root: root.into() }
+    }
+
     pub fn root(&self) -> &Path {
         &self.root
     }

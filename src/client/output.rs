@@ -99,7 +99,7 @@ impl Drop for Temporary {
 impl Sink {
     fn open(destination: &Destination) -> io::Result<Sink> {
         let path = match destination {
-            Destination::Daemon | Destination::Directory { .. } => {
+            Destination::Daemon | Destination::Directory { .. } | Destination::Layout(_) => {
                 return Err(io::Error::other("this output has no bytes for the client"));
             }
             Destination::Stdout => return Ok(Sink::Stdout(io::stdout())),

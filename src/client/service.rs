@@ -21,6 +21,9 @@ use tonic::service::Routes;
 use super::Layout;
 use super::attach::FileSendService;
 use super::session::Attachments;
+use super::session::EXPORT;
+use super::store::LayoutStore;
+use super::store::NewBlob;
 use crate::oci::Digest;
 use crate::proto::auth;
 use crate::proto::content;
@@ -30,6 +33,7 @@ use crate::proto::secrets::secrets_server::SecretsServer;
 use crate::proto::sshforward::ssh_server::SshServer;
 use crate::session::Credentials;
 use crate::session::Secret;
+use crate::task::Tasks;
 
 /// Bytes of a blob in one message. Session clients take 4 MiB.
 const CHUNK: usize = 1 << 20;
@@ -50,6 +54,9 @@ pub(super) fn methods(attachments: &Attachments) -> Vec<&'static str> {
         methods.push("/containerd.services.content.v1.Content/Info");
         methods.push("/containerd.services.content.v1.Content/Read");
     }
+    if attachments.export.is_some() {
+        methods.push("/containerd.services.content.v1.Content/Write");
+    }
     if !attachments.destinations.is_empty() {
         methods.push("/moby.filesync.v1.FileSend/DiffCopy");
     }
@@ -68,10 +75,12 @@ pub(super) fn methods(attachments: &Attachments) -> Vec<&'static str> {
 
 pub(super) fn routes(attachments: Attachments) -> Routes {
     let client = Arc::new(Callbacks(Arc::new(attachments)));
+    let blobs = content::content_server::ContentServer::from_arc(client.clone());
+    let blobs = blobs.max_decoding_message_size(MESSAGE_LIMIT);
     let files = FileSyncServer::from_arc(client.clone()).max_decoding_message_size(MESSAGE_LIMIT);
     Routes::new(health::health_server::HealthServer::from_arc(client.clone()))
         .add_service(auth::auth_server::AuthServer::from_arc(client.clone()))
-        .add_service(content::content_server::ContentServer::from_arc(client.clone()))
+        .add_service(blobs)
         .add_service(SecretsServer::from_arc(client.clone()))
         .add_service(SshServer::from_arc(client.clone()))
         .add_service(files)
@@ -156,8 +165,7 @@ fn reveal(secret: &Secret) -> String {
 
 impl Callbacks {
     fn layout(&self, metadata: &MetadataMap) -> Result<&Layout, Status> {
-        let name =
-            metadata.get("buildkit-attachable-store-id").and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let name = store_name(metadata);
         self.0.stores.get(name).ok_or_else(|| {
             let layout = name.strip_prefix("oci:").unwrap_or(name);
             Status::not_found(format!(
@@ -169,6 +177,81 @@ impl Callbacks {
 
 fn digest(text: &str) -> Result<Digest, Status> {
     text.parse().map_err(|error: crate::oci::InvalidDigest| Status::invalid_argument(error.to_string()))
+}
+
+fn store_name(metadata: &MetadataMap) -> &str {
+    metadata.get("buildkit-attachable-store-id").and_then(|v| v.to_str().ok()).unwrap_or_default()
+}
+
+type Answers = mpsc::Sender<Result<content::WriteContentResponse, Status>>;
+
+/// Writes one blob to a layout (containerd's content service, `Write`).
+async fn take_blob(
+    tasks: &Tasks,
+    store: &LayoutStore,
+    mut requests: Streaming<content::WriteContentRequest>,
+    answers: &Answers,
+) -> Result<(), Status> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::InvalidData => Status::failed_precondition(error.to_string()),
+        io::ErrorKind::StorageFull => Status::resource_exhausted(error.to_string()),
+        _ => Status::unknown(format!("the OCI layout {:?}: {error}", store.root())),
+    };
+    let mut blob: Option<(NewBlob, Digest)> = None;
+    while let Some(request) = requests.message().await? {
+        let (mut new, expected) = match blob.take() {
+            Some(begun) => begun,
+            None => {
+                let expected = digest(&request.expected)?;
+                if store.has(&expected) {
+                    return Err(Status::already_exists(format!("blob {expected} is there")));
+                }
+                let begin = store.clone();
+                let begun = tasks.spawn_blocking("begin blob", move || begin.begin(&expected));
+                (begun.await.map_err(io::Error::other).flatten().map_err(failed)?, expected)
+            }
+        };
+        let action = request.action;
+        if !request.data.is_empty() {
+            if u64::try_from(request.offset) != Ok(new.written()) {
+                let (found, next) = (request.offset, new.written());
+                return Err(Status::out_of_range(format!("bytes of offset {found} where {next} is next")));
+            }
+            let writing = tasks.spawn_blocking("write blob", move || {
+                new.write(&request.data)?;
+                Ok::<_, io::Error>(new)
+            });
+            new = writing.await.map_err(io::Error::other).flatten().map_err(failed)?;
+        }
+        let written = i64::try_from(new.written()).unwrap_or(i64::MAX);
+        let is_last = action == content::WriteAction::Commit as i32;
+        if is_last {
+            if request.total > 0 && request.total != written {
+                let total = request.total;
+                return Err(Status::failed_precondition(format!("{written} bytes came, not {total}")));
+            }
+            let place = store.clone();
+            let committing = tasks.spawn_blocking("commit blob", move || new.commit(&place, &expected));
+            committing.await.map_err(io::Error::other).flatten().map_err(failed)?;
+        } else {
+            blob = Some((new, expected));
+        }
+        let now = Some(prost_types::Timestamp::from(std::time::SystemTime::now()));
+        let answer = content::WriteContentResponse {
+            action,
+            started_at: now,
+            updated_at: now,
+            offset: written,
+            total: request.total,
+            digest: if is_last { expected.to_string() } else { String::new() },
+        };
+        if is_last || answers.send(Ok(answer.clone())).await.is_err() {
+            let _ = answers.send(Ok(answer)).await;
+            return Ok(());
+        }
+    }
+    // Given up: what was written goes with the drop.
+    Ok(())
 }
 
 fn blob_error(layout: &Layout, digest: &Digest, error: &io::Error) -> Status {
@@ -280,11 +363,23 @@ impl content::content_server::Content for Callbacks {
 
     type WriteStream = BoxStream<'static, Result<content::WriteContentResponse, Status>>;
 
+    /// One blob, in requests that are answered one by one. A write that breaks off begins anew.
     async fn write(
         &self,
-        _: Request<Streaming<content::WriteContentRequest>>,
+        request: Request<Streaming<content::WriteContentRequest>>,
     ) -> Result<Response<Self::WriteStream>, Status> {
-        Err(Status::unimplemented(READ_ONLY))
+        let name = store_name(request.metadata());
+        let Some(store) = self.0.export.clone().filter(|_| name == EXPORT) else {
+            return Err(Status::unimplemented(READ_ONLY));
+        };
+        let (answers, answered) = mpsc::channel(1);
+        let tasks = self.0.tasks.clone();
+        drop(self.0.tasks.spawn("layout writer", async move {
+            if let Err(refused) = take_blob(&tasks, &store, request.into_inner(), &answers).await {
+                let _ = answers.send(Err(refused)).await;
+            }
+        }));
+        Ok(Response::new(ReceiverStream::new(answered).boxed()))
     }
 
     async fn abort(&self, _: Request<content::AbortRequest>) -> Result<Response<()>, Status> {

@@ -26,6 +26,7 @@ use super::SecretSource;
 use super::broken::watch;
 use super::convert::Control;
 use super::service;
+use super::store::LayoutStore;
 use crate::oci::Digest;
 use crate::registry::DockerConfig;
 use crate::task::Task;
@@ -38,11 +39,16 @@ const CONNECTION_WINDOW: u32 = 256 << 20;
 /// Messages under way to the daemon.
 const AHEAD: usize = 4;
 
+/// What daemons call the content store that an image is written to.
+pub(super) const EXPORT: &str = "export";
+
 /// What a session serves.
 #[derive(Debug)]
 pub(super) struct Attachments {
     /// By the name of the content store.
     pub(super) stores: BTreeMap<String, Layout>,
+    /// Where an image is written to blob by blob.
+    pub(super) export: Option<LayoutStore>,
     /// By the number of the output.
     pub(super) destinations: BTreeMap<usize, Destination>,
     /// By the name that a build has for them.
@@ -63,12 +69,21 @@ impl Attachments {
         tasks: &Tasks,
     ) -> Attachments {
         let Lent { directories, secrets, agents } = lent;
+        let export = outputs.iter().find_map(|output| match &output.destination {
+            Destination::Layout(path) => Some(LayoutStore::new(path)),
+            _ => None,
+        });
+        let planned = export.iter().map(|export| (EXPORT.to_owned(), Layout::planned(export.root())));
+        let layouts = layouts.into_iter().map(|(name, layout)| (format!("oci:{name}"), layout));
         Attachments {
-            stores: layouts.into_iter().map(|(name, layout)| (format!("oci:{name}"), layout)).collect(),
+            stores: layouts.chain(planned).collect(),
+            export,
             destinations: outputs
                 .iter()
                 .enumerate()
-                .filter(|(_, output)| output.destination != Destination::Daemon)
+                .filter(|(_, output)| {
+                    !matches!(output.destination, Destination::Daemon | Destination::Layout(_))
+                })
                 .map(|(n, output)| (n, output.destination.clone()))
                 .collect(),
             directories,
