@@ -31,10 +31,12 @@
 //! # Crash consistency
 //!
 //! Removing a record is one transaction; the blobs that it leaves without a lease are the collector's,
-//! which finds them after a crash as well.
+//! which finds them after a crash as well. A state whose files may have gone with the power is not given to anybody:
+//! `durable.rs`.
 
 mod collect;
 mod diff;
+mod durable;
 mod filter;
 mod images;
 mod layers;
@@ -75,6 +77,7 @@ use crate::db::WriteTx;
 use crate::oci::Descriptor;
 use crate::oci::DiffId;
 use crate::oci::Digest;
+use crate::snapshot::BootId;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::Snapshotter;
 use crate::task::TaskFailed;
@@ -208,8 +211,20 @@ pub struct Presence {
 }
 
 impl Cache {
-    /// `root` is where the bytes are kept: its file system's free space counts for pruning.
+    /// `root` is where the bytes are kept: its file system's free space counts for pruning. What an earlier run left is
+    /// cleared up by [`Cache::start_upkeep`].
     pub fn new(
+        db: Db,
+        content: ContentStore,
+        snapshotter: Arc<dyn Snapshotter>,
+        tasks: Tasks,
+        root: impl Into<PathBuf>,
+    ) -> Cache {
+        Cache::in_boot(BootId::current(), db, content, snapshotter, tasks, root)
+    }
+
+    fn in_boot(
+        boot: BootId,
         db: Db,
         content: ContentStore,
         snapshotter: Arc<dyn Snapshotter>,
@@ -218,7 +233,7 @@ impl Cache {
     ) -> Cache {
         Cache(Arc::new(Inner {
             live: Live::new(db.clone()),
-            snapshots: Snapshots::new(snapshotter, db.clone(), tasks.clone()),
+            snapshots: Snapshots::new(snapshotter, db.clone(), tasks.clone(), boot),
             files: Materializer::default(),
             in_use: InUse::default(),
             packing: Packing::default(),

@@ -72,6 +72,23 @@ failpoints! {
         /// A snapshot was renamed out of its place, its files are there still.
         SnapshotRemoved = "snapshot-removed",
     }
+    /// Steps of making states from snapshots, of packing them and of removing them.
+    STATES {
+        /// A file system that is kept has its row, and no snapshot yet.
+        KeptNoted = "kept-noted",
+        /// A committed snapshot has its row, and that of its record.
+        SnapshotNoted = "snapshot-noted",
+        /// All snapshots were synced, their rows don't say so yet.
+        SnapshotsSynced = "snapshots-synced",
+        /// The blob of a change set was made, and nothing refers to it.
+        LayerPacked = "layer-packed",
+        /// The rows of pruned records are gone, their snapshots are there still.
+        RecordsRemoved = "records-removed",
+        /// The rows of snapshots that nobody needs are gone, they themselves are there still.
+        SnapshotsForgotten = "snapshots-forgotten",
+        /// The rows of snapshots that an earlier boot had not synced are gone, they themselves are there still.
+        UnsyncedForgotten = "unsynced-forgotten",
+    }
 }
 
 impl fmt::Display for Failpoint {

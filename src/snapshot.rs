@@ -5,6 +5,7 @@
 //! read-only.
 
 mod apply;
+mod boot;
 #[cfg(test)]
 mod conformance;
 mod diff;
@@ -31,6 +32,7 @@ pub use apply::ApplyOptions;
 pub use apply::WhiteoutStyle;
 pub use apply::adopt_implied;
 pub use apply::apply;
+pub use boot::BootId;
 pub use diff::Change;
 pub use diff::ChangeKind;
 pub use diff::Changes;

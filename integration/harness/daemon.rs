@@ -40,6 +40,10 @@ pub struct DaemonOptions {
     pub environment: Vec<(String, String)>,
     /// The value of `THUNKD_FAILPOINT`, for the first start only.
     pub failpoint: Option<String>,
+    /// Where its root is, if not in its own directory.
+    pub root: Option<PathBuf>,
+    /// What it takes for the ID of the boot. It has mounts of its own then. Needs root.
+    pub boot: Option<String>,
 }
 
 /// A daemon, running or not, with its directory. It is killed when dropped, and its log is shown if
@@ -97,7 +101,7 @@ impl Daemon {
         // A socket left by a kill would connect to nobody, but exist.
         let _ = std::fs::remove_file(self.socket());
         let log = File::options().create(true).append(true).open(self.log_path()).expect("open the log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_thunkd"));
+        let mut command = self.program();
         command
             .arg("--root")
             .arg(self.root())
@@ -118,6 +122,27 @@ impl Daemon {
             command.env("THUNKD_FAILPOINT", failpoint);
         }
         self.process = Some(Process::spawn(command));
+    }
+
+    fn program(&self) -> Command {
+        let thunkd = env!("CARGO_BIN_EXE_thunkd");
+        let Some(boot) = &self.options.boot else { return Command::new(thunkd) };
+        let file = self.directory.path().join("boot_id");
+        std::fs::write(&file, boot).expect("write the boot's ID");
+        let script = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script]).arg(file).arg(thunkd);
+        command
+    }
+
+    /// The next start is in this boot.
+    pub fn reboot(&mut self, boot: &str) {
+        self.options.boot = Some(boot.to_owned());
+    }
+
+    /// Replaces the flags for the next start.
+    pub fn set_flags(&mut self, flags: &[&str]) {
+        self.options.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     }
 
     /// Arms failpoints for the next start.
@@ -173,7 +198,7 @@ impl Daemon {
     }
 
     pub fn root(&self) -> PathBuf {
-        self.directory.path().join("root")
+        self.options.root.clone().unwrap_or_else(|| self.directory.path().join("root"))
     }
 
     /// A directory that clients may use; it goes with the daemon's.

@@ -112,6 +112,23 @@ pub fn file(base: Option<&State>, source: Option<&State>, action: &Action<'_>) -
 
 /// `sh -c script` in `root`, whose changes are the result.
 pub fn sh(root: &State, script: &str) -> State {
+    sh_with(root, script, Vec::new())
+}
+
+/// The same with a cache mount of this ID at `/cache`.
+pub fn sh_caching(root: &State, id: &str, script: &str) -> State {
+    let mount = pb::Mount {
+        input: -1,
+        dest: "/cache".to_owned(),
+        output: -1,
+        mount_type: pb::MountType::Cache.into(),
+        cache_opt: Some(pb::CacheOpt { id: id.to_owned(), sharing: pb::CacheSharingOpt::Shared.into() }),
+        ..Default::default()
+    };
+    sh_with(root, script, vec![mount])
+}
+
+fn sh_with(root: &State, script: &str, mounts: Vec<pb::Mount>) -> State {
     let meta = pb::Meta {
         args: ["/bin/busybox", "sh", "-c", script].map(str::to_owned).into(),
         env: vec!["PATH=/bin".to_owned()],
@@ -119,7 +136,8 @@ pub fn sh(root: &State, script: &str) -> State {
         ..Default::default()
     };
     let mount = pb::Mount { input: 0, dest: "/".to_owned(), output: 0, ..Default::default() };
-    let exec = pb::ExecOp { meta: Some(meta), mounts: vec![mount], ..Default::default() };
+    let mounts = std::iter::once(mount).chain(mounts).collect();
+    let exec = pb::ExecOp { meta: Some(meta), mounts, ..Default::default() };
     let op = pb::op::Op::Exec(exec);
     State::from_op(pb::Op { op: Some(op), ..pb::Op::default() }, std::slice::from_ref(root))
 }

@@ -8,6 +8,7 @@
 //! | `image`, `layer`, `blob`, `layout` | images of any size, made from seeds; OCI layout directories |
 //! | `archive`, `digest` | archives read back and judged; digests computed independently |
 //! | `daemon`, `disk` | `Daemon`: `thunkd` as a process that is started, killed and measured |
+//! | `leaks`, `loopback` | what a daemon has left when nobody needs anything; a small disk for one |
 //! | `buildctl`, `llb` | `Buildctl`: the real client; LLB definitions for it |
 //! | `client` | `Client`: a build client whose callbacks are counted, held and refused |
 //! | `docker_registry`, `buildkitd` | the real ones, with which `TestRegistry` and `Client` must agree |
@@ -29,7 +30,9 @@ pub mod http;
 pub mod image;
 pub mod layer;
 pub mod layout;
+pub mod leaks;
 pub mod llb;
+pub mod loopback;
 pub mod process;
 pub mod registry;
 pub mod tools;
@@ -58,6 +61,8 @@ pub use self::image::Image;
 pub use self::image::ImageBuilder;
 pub use self::layer::Layer;
 pub use self::layout::write_layout;
+pub use self::leaks::assert_nothing_left;
+pub use self::loopback::Loopback;
 pub use self::registry::Auth;
 pub use self::registry::How;
 pub use self::registry::Op;

@@ -65,7 +65,7 @@ impl Process {
         number.expect("kilobytes") * 1024
     }
 
-    fn pid(&self) -> Pid {
+    pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 }

@@ -33,6 +33,8 @@ use super::usage::UsageOptions;
 use crate::db;
 use crate::db::DbError;
 use crate::db::ReadTx;
+use crate::failpoint;
+use crate::failpoint::Failpoint;
 use crate::lease;
 use crate::lease::Owner;
 use crate::oci::DiffId;
@@ -131,7 +133,7 @@ impl Cache {
 
     /// Removes those of `ids` that are still there, that nobody uses and that nothing stands on, in
     /// order, in one transaction.
-    async fn remove(&self, ids: Vec<RecordId>) -> Result<Vec<RecordId>, CacheError> {
+    pub(super) async fn remove(&self, ids: Vec<RecordId>) -> Result<Vec<RecordId>, CacheError> {
         let doomed = self.0.live.doom(ids);
         let inner = self.0.clone();
         // A task of its own: the doom must outlast the transaction even if nobody waits for it.
@@ -162,6 +164,10 @@ impl Cache {
             });
             let (removed, snapshots): (Vec<RecordId>, Vec<_>) = removed.await?.into_iter().unzip();
             doomed.forget(&removed);
+            if let Err(injected) = failpoint::hit(Failpoint::RecordsRemoved) {
+                inner.snapshots.litter();
+                return Err(injected.into());
+            }
             inner.snapshots.remove(snapshots.into_iter().flatten().collect()).await;
             Ok::<_, DbError>(removed)
         });
@@ -171,7 +177,9 @@ impl Cache {
     /// All records, the oldest first, on a thread where blocking is allowed.
     async fn scan(&self) -> Result<Vec<Usage>, CacheError> {
         let inner = self.0.clone();
-        let scan = self.0.tasks.spawn_blocking("cache scan", move || inner.db.read(|tx| inner.list(tx)));
+        let kept = self.0.snapshots.kept_sizes().await?;
+        let list = move || inner.db.read(|tx| inner.list(tx, &kept));
+        let scan = self.0.tasks.spawn_blocking("cache scan", list);
         Ok(scan.await??)
     }
 }
@@ -197,7 +205,9 @@ impl Needed {
     fn has(&self, content: &Content) -> bool {
         match content {
             Content::Layer(diff_id) => self.layers.contains(diff_id),
-            Content::Chain(record) | Content::Made(record) => self.records.contains(record),
+            Content::Chain(record) | Content::Made(record) | Content::Kept(record) => {
+                self.records.contains(record)
+            }
         }
     }
 }
@@ -215,11 +225,11 @@ fn rows(tx: &ReadTx) -> Result<Vec<(RecordId, Row)>, DbError> {
 }
 
 impl Inner {
-    fn list(&self, tx: &ReadTx) -> Result<Vec<Usage>, DbError> {
+    fn list(&self, tx: &ReadTx, kept: &HashMap<SnapshotKey, u64>) -> Result<Vec<Usage>, DbError> {
         let mut rows = rows(tx)?;
         let uses = tx.table(USES)?;
         rows.sort_by_key(|(id, row)| (row.created_at, *id));
-        let snapshots = Snapshots::sizes(tx)?;
+        let snapshots = self.snapshots.sizes(tx)?;
         let files = |key: &SnapshotKey| snapshots.get(key.as_str()).copied().unwrap_or(0);
         let mut counted = HashSet::new();
         let mut counted_files = HashSet::new();
@@ -245,7 +255,8 @@ impl Inner {
                 Kind::Layer { layer, .. } if counted_files.insert(layer.diff_id) => {
                     files(&layer_key(layer.diff_id))
                 }
-                Kind::Made { snapshot, .. } | Kind::Mutable { snapshot, .. } => files(snapshot),
+                Kind::Made { snapshot, .. } => files(snapshot),
+                Kind::Mutable { snapshot, .. } => kept.get(snapshot).copied().unwrap_or(0),
                 _ => 0,
             };
             let shared = match own {

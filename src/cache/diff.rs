@@ -74,8 +74,12 @@ impl Cache {
         };
         let made = self.create(ctx, None, made).await?;
         let name = lower.chain().0;
-        let poured = self.pour(changes, name, made.snapshot(), Below::Nothing);
-        ctx.run(poured).await.map_err(|_| CacheError::Cancelled)??;
-        made.commit().await
+        // Who leaves in the middle must not take the directory away from under the threads that fill it.
+        let cache = self.clone();
+        let poured = self.0.tasks.spawn("compare files", async move {
+            cache.pour(changes, name, made.snapshot(), Below::Nothing).await?;
+            made.commit().await
+        });
+        ctx.run(poured).await.map_err(|_| CacheError::Cancelled)??
     }
 }

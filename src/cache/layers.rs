@@ -47,11 +47,14 @@ use crate::db;
 use crate::db::DbError;
 use crate::db::ReadTx;
 use crate::db::WriteTx;
+use crate::failpoint;
+use crate::failpoint::Failpoint;
 use crate::lease;
 use crate::lease::Owner;
 use crate::oci::DiffId;
 use crate::oci::Digest;
 use crate::oci::media_type;
+use crate::snapshot::SnapshotError;
 use crate::task::Flights;
 
 /// Lists of [`Variant`]s as JSON by record ID.
@@ -237,6 +240,7 @@ impl Cache {
 
     /// Notes a blob of a record, and keeps it as long as that.
     async fn note(&self, record: RecordId, variant: Variant) -> Result<Layer, CacheError> {
+        failpoint::hit(Failpoint::LayerPacked).map_err(SnapshotError::from)?;
         let layer = variant.layer.clone();
         let written = self.0.db.write_visible(move |tx| {
             let key = record.to_string();

@@ -156,15 +156,18 @@ impl Materializer {
 }
 
 impl Cache {
-    /// Mounts a view of the snapshots.
+    /// Mounts a view of the snapshots. Goes on to its end if it is dropped, and then unmounts it.
     pub(super) async fn view(&self, holds: Vec<Arc<SnapshotHold>>) -> Result<Tree, CacheError> {
-        let snapshots = &self.0.snapshots;
-        let parents: Vec<SnapshotKey> = holds.iter().map(|h| h.key().clone()).collect();
-        let snapshot = Arc::new(snapshots.passing("view"));
-        let snapshotter = snapshots.snapshotter();
-        snapshotter.view(snapshot.key(), &parents).await?;
-        let mounted = snapshotter.mount(snapshot.key(), true).await?;
-        Ok(Tree::new(mounted, snapshot, holds))
+        let snapshots = self.0.snapshots.clone();
+        let work = self.0.tasks.spawn("view files", async move {
+            let parents: Vec<SnapshotKey> = holds.iter().map(|h| h.key().clone()).collect();
+            let snapshot = Arc::new(snapshots.passing("view"));
+            let snapshotter = snapshots.snapshotter();
+            snapshotter.view(snapshot.key(), &parents).await?;
+            let mounted = snapshotter.mount(snapshot.key(), true).await?;
+            Ok(Tree::new(mounted, snapshot, holds))
+        });
+        work.await?
     }
 
     /// The snapshots that a snapshot must have as parents to have the files of `parts`, made where they
@@ -421,8 +424,7 @@ impl Cache {
                     (false, true) => Below::Nothing,
                     (false, false) => Below::Tree(cache.view(target.lower).await?),
                 };
-                let active = snapshots.passing("new");
-                snapshots.snapshotter().prepare(active.key(), &target.parents).await?;
+                let active = snapshots.prepare(snapshots.passing("new"), target.parents).await?;
                 fill(active.key().clone(), below, token).await?;
                 snapshots.commit(&target.key, active.key(), target.of, |_| Ok(())).await?;
                 active.settle();

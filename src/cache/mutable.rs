@@ -12,7 +12,8 @@
 //!
 //! A commit first makes the snapshot final and then writes its record, both rows in one transaction:
 //! a crash in between leaves a snapshot without a row, which the next start removes. The record is visible
-//! when the commit returns and durable with the next durable commit, as is everything that refers to it.
+//! when the commit returns and durable with the next durable commit, as is everything that refers to it. What a power
+//! cut takes is in `durable.rs`.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -42,13 +43,18 @@ use super::record::Row;
 use super::snapshots::Content;
 use super::snapshots::Passing;
 use super::snapshots::SnapshotHold;
+use super::snapshots::Snapshots;
+use super::snapshots::Stored;
 use super::snapshots::kept_key;
 use super::snapshots::made_key;
 use crate::content::DescHandlers;
 use crate::ctx::Ctx;
+use crate::failpoint;
+use crate::failpoint::Failpoint;
 use crate::oci::ChainId;
 use crate::oci::DiffId;
 use crate::oci::Digest;
+use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotKey;
 
 /// How a file system that is written to is described.
@@ -76,17 +82,22 @@ pub struct MutableRef {
 }
 
 struct Inner {
-    cache: Cache,
-    id: RecordId,
+    about: About,
     snapshot: Arc<Passing>,
-    parent: Option<ImmutableRef>,
-    options: MutableOptions,
-    created_at: Timestamp,
     tree: OnceCell<Arc<Tree>>,
     holds: Vec<Arc<SnapshotHold>>,
     /// Keeps the record of a kept one.
     hold: Option<Hold>,
     _in_use: Option<Use>,
+}
+
+/// What its record says.
+struct About {
+    cache: Cache,
+    id: RecordId,
+    parent: Option<ImmutableRef>,
+    options: MutableOptions,
+    created_at: Timestamp,
 }
 
 /// The right to use a kept file system.
@@ -128,45 +139,68 @@ impl Cache {
             None => Vec::new(),
         };
         let parents: Vec<SnapshotKey> = holds.iter().map(|h| h.key().clone()).collect();
-        let id = RecordId::random();
-        let created_at = Timestamp::now();
-        let snapshot = match options.keep {
-            true => snapshots.passing_as(kept_key(&id)),
-            false => snapshots.passing("active"),
+        let about = About {
+            cache: self.clone(),
+            id: RecordId::random(),
+            parent: parent.cloned(),
+            options,
+            created_at: Timestamp::now(),
         };
-        let (hold, in_use) = match options.keep {
+        let (id, keep) = (about.id, about.options.keep);
+        let (hold, in_use) = match keep {
             true => (Some(self.0.live.hold_to_make(id)), Use::begin(id, &self.0.in_use)),
             false => (None, None),
         };
-        let parent = parent.cloned();
-        let mut inner = Inner {
-            cache: self.clone(),
-            id,
-            snapshot: Arc::new(snapshot),
-            parent,
-            options,
-            created_at,
-            tree: OnceCell::new(),
-            holds,
-            hold,
-            _in_use: in_use,
+        let snapshot = match keep {
+            true => self.keep(&about, parents).await?,
+            false => snapshots.prepare(snapshots.passing("active"), parents).await?,
         };
-        if inner.options.keep {
-            // The row comes first: a snapshot without one is removed at start.
-            let row = inner.row(Kind::Mutable {
-                snapshot: inner.snapshot.key().clone(),
-                parent: inner.parent.as_ref().map(ImmutableRef::id),
-            });
-            self.0.db.write_visible(move |tx| row.insert(tx, &id)).await?;
-        }
-        snapshots.snapshotter().prepare(inner.snapshot.key(), &parents).await?;
-        if inner.options.keep {
-            inner.snapshot.settle();
-        }
+        let tree = OnceCell::new();
+        let mut inner = Inner { about, snapshot: Arc::new(snapshot), tree, holds, hold, _in_use: in_use };
         if let Some(hold) = &mut inner.hold {
             hold.count_use(None);
         }
         Ok(MutableRef { inner: Some(Box::new(inner)) })
+    }
+
+    /// Makes the snapshot of one that is kept. Goes on to its end if it is dropped: what it made is found by its keys.
+    async fn keep(&self, about: &About, parents: Vec<SnapshotKey>) -> Result<Passing, CacheError> {
+        let (cache, id) = (self.clone(), about.id);
+        let row = about.row(Kind::Mutable {
+            snapshot: kept_key(&id),
+            parent: about.parent.as_ref().map(ImmutableRef::id),
+        });
+        let work = self.0.tasks.spawn("keep a file system", async move {
+            let snapshots = &cache.0.snapshots;
+            let passing = snapshots.to_be_kept(kept_key(&id));
+            let stored = Stored::of_kept(id, snapshots.boot());
+            let (key, written) = (passing.key().clone(), row.clone());
+            // The rows come first: a snapshot without one is removed at start.
+            let rows = cache.0.db.write_visible(move |tx| {
+                stored.write(tx, &key)?;
+                written.insert(tx, &id)
+            });
+            rows.await?;
+            let key = passing.key().clone();
+            let prepared = match failpoint::hit(Failpoint::KeptNoted) {
+                Ok(()) => snapshots.prepare(passing, parents).await,
+                Err(injected) => Err(SnapshotError::from(injected).into()),
+            };
+            match prepared {
+                Ok(passing) => {
+                    passing.settle();
+                    Ok(passing)
+                }
+                Err(error) => {
+                    cache.0.db.write_behind(move |tx| {
+                        Snapshots::forget_row(tx, &key)?;
+                        row.remove(tx, &id)
+                    });
+                    Err(error)
+                }
+            }
+        });
+        work.await?
     }
 
     /// The kept file system of this ID; [`CacheError::Locked`] while somebody else has it.
@@ -177,6 +211,9 @@ impl Cache {
         let (row, uses) = self.0.db.read(|tx| Ok((Row::read(tx, id)?, super::Uses::read(tx, id)?)))?;
         let row = row.ok_or_else(missing)?;
         let Kind::Mutable { snapshot, parent } = row.kind else { return Err(missing()) };
+        if !self.0.snapshots.is_present(&snapshot)? {
+            return Err(missing());
+        }
         let parent = parent.map(|id| self.get(&id, &DescHandlers::new())).transpose()?;
         let holds = match &parent {
             Some(parent) => self.stand_on(ctx, parent.parts(), parent.handlers()).await?,
@@ -186,8 +223,7 @@ impl Cache {
             return Err(missing());
         }
         hold.count_use(uses);
-        let snapshot = Arc::new(self.0.snapshots.passing_as(snapshot));
-        snapshot.settle();
+        let snapshot = Arc::new(self.0.snapshots.kept(snapshot, *id).await?);
         let options = MutableOptions {
             description: row.description,
             record_type: row.record_type,
@@ -197,12 +233,8 @@ impl Cache {
         };
         Ok(MutableRef {
             inner: Some(Box::new(Inner {
-                cache: self.clone(),
-                id: *id,
+                about: About { cache: self.clone(), id: *id, parent, options, created_at: row.created_at },
                 snapshot,
-                parent,
-                options,
-                created_at: row.created_at,
                 tree: OnceCell::new(),
                 holds,
                 hold: Some(hold),
@@ -240,19 +272,19 @@ impl Cache {
 
 impl MutableRef {
     pub fn id(&self) -> RecordId {
-        self.inner().id
+        self.inner().about.id
     }
 
     /// Adds a key that its commit is found by: [`Cache::find_by_key`].
     pub fn add_key(&mut self, key: impl Into<String>) {
         if let Some(inner) = &mut self.inner {
-            inner.options.keys.push(key.into());
+            inner.about.options.keys.push(key.into());
         }
     }
 
     /// The state that it was made on.
     pub fn parent(&self) -> Option<&ImmutableRef> {
-        self.inner().parent.as_ref()
+        self.inner().about.parent.as_ref()
     }
 
     pub(super) fn snapshot(&self) -> &SnapshotKey {
@@ -263,10 +295,13 @@ impl MutableRef {
     pub async fn mount(&self) -> Result<Arc<Tree>, CacheError> {
         let inner = self.inner();
         let mount = async {
-            let snapshots = inner.cache.0.snapshots.clone();
-            let mounted = snapshots.snapshotter().mount(inner.snapshot.key(), false).await?;
-            let snapshot = Arc::clone(&inner.snapshot);
-            Ok::<_, CacheError>(Arc::new(Tree::new(mounted, snapshot, inner.holds.clone())))
+            let (cache, holds) = (inner.about.cache.clone(), inner.holds.clone());
+            let (tasks, snapshot) = (cache.0.tasks.clone(), Arc::clone(&inner.snapshot));
+            let work = tasks.spawn("mount files", async move {
+                let mounted = cache.0.snapshots.snapshotter().mount(snapshot.key(), false).await?;
+                Ok::<_, CacheError>(Arc::new(Tree::new(mounted, snapshot, holds)))
+            });
+            work.await?
         };
         inner.tree.get_or_try_init(|| mount).await.cloned()
     }
@@ -280,7 +315,7 @@ impl MutableRef {
             let busy = Arc::strong_count(&tree) > 1;
             drop(tree);
             if busy {
-                return Err(CacheError::Busy { id: inner.id });
+                return Err(CacheError::Busy { id: inner.about.id });
             }
         }
         inner.commit().await
@@ -291,7 +326,7 @@ impl MutableRef {
     }
 }
 
-impl Inner {
+impl About {
     fn row(&self, kind: Kind) -> Row {
         let below = self.parent.as_ref();
         let own = DiffId(Digest::sha256(format!("made {}", self.id)));
@@ -306,13 +341,15 @@ impl Inner {
             keys: self.options.keys.clone(),
         }
     }
+}
 
+impl Inner {
     async fn commit(&mut self) -> Result<ImmutableRef, CacheError> {
-        let (cache, id) = (self.cache.clone(), self.id);
+        let (cache, id) = (self.about.cache.clone(), self.about.id);
         let snapshot = made_key(&id);
-        let row = self.row(Kind::Made {
+        let row = self.about.row(Kind::Made {
             snapshot: snapshot.clone(),
-            parent: self.parent.as_ref().map(ImmutableRef::id),
+            parent: self.about.parent.as_ref().map(ImmutableRef::id),
         });
         let mut hold = match self.hold.take() {
             Some(hold) => hold,
@@ -326,7 +363,7 @@ impl Inner {
         self.snapshot.settle();
         hold.count_use(None);
         let made = Made { snapshot, created_at: row.created_at, description: row.description.clone() };
-        let parent = self.parent.as_ref();
+        let parent = self.about.parent.as_ref();
         let mut parts = parent.map(|p| p.parts().to_vec()).unwrap_or_default();
         parts.push(Part { record: id, set: ChangeSet::Made(made) });
         let handlers = parent.map(|p| p.handlers().clone()).unwrap_or_default();
@@ -337,7 +374,7 @@ impl Inner {
 impl fmt::Debug for MutableRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.inner {
-            Some(inner) => write!(f, "MutableRef({})", inner.id),
+            Some(inner) => write!(f, "MutableRef({})", inner.about.id),
             None => f.write_str("MutableRef(committed)"),
         }
     }
@@ -345,7 +382,7 @@ impl fmt::Debug for MutableRef {
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MutableRef({})", self.id)
+        write!(f, "MutableRef({})", self.about.id)
     }
 }
 

@@ -6,8 +6,10 @@
 //!
 //! # Invariants
 //!
-//! - A row names every committed snapshot. One without a row was left by a crash and goes after the next
-//!   start.
+//! - A row names every committed snapshot, and every one that is kept to be written to. One without a row was left
+//!   by a crash, or by a row that could not be written: it goes after the next start, or when something else comes
+//!   in its place.
+//! - A row is believed if its snapshot was synced, or in the boot in which it was made (`durable.rs`).
 //! - A layer's or a chain's snapshot can be made again and may go when nobody uses it. A made one goes with its
 //!   record only.
 //! - A snapshot is *held* or *doomed*, never both: see `live.rs`, which does the same for records.
@@ -16,9 +18,15 @@
 //!
 //! One mutex, for look-ups and counts only.
 //!
+//! # Cancellation
+//!
+//! Making, mounting and committing snapshots are tasks that go on to their end: who leaves in the middle drops what
+//! came of it, and that is then removed.
+//!
 //! # Crash consistency
 //!
-//! Making: first the snapshot, then its row. Removing: first the row, then the snapshot.
+//! Making: first the snapshot, then its row; one that is kept the other way round, as its row says that it is to stay.
+//! Removing: first the row, then the snapshot. None of this waits for the disk: see `durable.rs`.
 
 use std::collections::HashMap;
 use std::collections::HashSet;
@@ -37,21 +45,25 @@ use redb::TableDefinition;
 use serde::Deserialize;
 use serde::Serialize;
 use tokio::sync::Notify;
+use tokio::sync::Semaphore;
 
 use super::CacheError;
+use super::durable::Writing;
 use super::record::ChangeSet;
 use super::record::Part;
 use super::record::RecordId;
-use super::record::Row;
 use crate::db;
 use crate::db::Db;
 use crate::db::DbError;
 use crate::db::ReadTx;
 use crate::db::WriteTx;
+use crate::failpoint;
+use crate::failpoint::Failpoint;
 use crate::oci::Algorithm;
 use crate::oci::ChainId;
 use crate::oci::DiffId;
 use crate::oci::Digest;
+use crate::snapshot::BootId;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotKey;
 use crate::snapshot::SnapshotUsage;
@@ -59,17 +71,24 @@ use crate::snapshot::Snapshotter;
 use crate::task::Tasks;
 
 /// [`Stored`] as JSON by snapshot.
-const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cache_snapshots");
+pub(super) const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cache_snapshots");
 
-/// What names of kept file systems begin with.
-const KEPT: &str = "kept-";
-
-/// What is known of a committed snapshot.
+/// What is known of a snapshot that stays.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Stored {
-    /// Bytes on disk.
+    /// Bytes on disk. Of one that is kept nobody knows but who looks: see [`Snapshots::kept_sizes`].
     pub(super) bytes: u64,
     pub(super) of: Content,
+    /// The boot in which it was made, or written to, until it is synced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) unsynced: Option<BootId>,
+}
+
+impl Stored {
+    /// True if all that was written of it is there.
+    pub(super) fn is_whole(&self, boot: &BootId) -> bool {
+        self.unsynced.as_ref().is_none_or(|unsynced| unsynced == boot)
+    }
 }
 
 /// Whose files a snapshot has.
@@ -79,87 +98,93 @@ pub(super) enum Content {
     /// Of the state of this record, or of one that it stands on.
     Chain(RecordId),
     Made(RecordId),
+    /// Written to time and again.
+    Kept(RecordId),
+}
+
+impl Content {
+    /// The record that goes if the files are lost: nothing can make them again.
+    pub(super) fn only_copy_of(&self) -> Option<RecordId> {
+        match self {
+            Content::Made(record) | Content::Kept(record) => Some(*record),
+            Content::Layer(_) | Content::Chain(_) => None,
+        }
+    }
 }
 
 #[derive(Clone)]
-pub(super) struct Snapshots(Arc<Inner>);
+pub(super) struct Snapshots(pub(super) Arc<Inner>);
 
-struct Inner {
-    snapshotter: Arc<dyn Snapshotter>,
-    db: Db,
-    tasks: Tasks,
+pub(super) struct Inner {
+    pub(super) snapshotter: Arc<dyn Snapshotter>,
+    pub(super) db: Db,
+    pub(super) tasks: Tasks,
+    pub(super) boot: BootId,
     /// In every temporary name of this process, and of no other.
-    run: String,
+    pub(super) run: String,
     next: AtomicU64,
     state: Mutex<State>,
     /// Some snapshot is no longer doomed.
     absolved: Notify,
+    /// Something is there to be synced or to be cleared away.
+    pub(super) upkeep: Notify,
+    /// Something may be there without a row.
+    pub(super) litter: AtomicBool,
+    pub(super) checkpointing: Semaphore,
+    /// One clears away what nobody needs at a time: two would leave to each other what neither removes.
+    pub(super) clearing: Semaphore,
+    pub(super) syncs: AtomicU64,
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     held: HashMap<SnapshotKey, usize>,
     doomed: HashSet<SnapshotKey>,
+    /// Of this boot, and not synced since. Those that are being written to are not among them.
+    pub(super) unsynced: HashSet<SnapshotKey>,
+    /// Those of a checkpoint under way.
+    pub(super) syncing: HashSet<SnapshotKey>,
+    pub(super) kept: HashMap<SnapshotKey, Kept>,
+}
+
+/// What this process knows of a snapshot that is kept.
+#[derive(Default)]
+pub(super) struct Kept {
+    /// Those who may be writing to it.
+    pub(super) writers: usize,
+    /// How often somebody could.
+    pub(super) turns: u64,
+    /// Its size, after as many turns.
+    pub(super) measured: Option<(u64, u64)>,
 }
 
 impl Snapshots {
-    /// What a crash left is removed behind: a start doesn't wait for it.
-    pub(super) fn new(snapshotter: Arc<dyn Snapshotter>, db: Db, tasks: Tasks) -> Snapshots {
-        let inner = Inner {
+    pub(super) fn new(snapshotter: Arc<dyn Snapshotter>, db: Db, tasks: Tasks, boot: BootId) -> Snapshots {
+        Snapshots(Arc::new(Inner {
             snapshotter,
             db,
             tasks,
+            boot,
             run: format!("{:08x}", rand::random::<u32>()),
             next: AtomicU64::new(0),
             state: Mutex::default(),
             absolved: Notify::new(),
-        };
-        let snapshots = Snapshots(Arc::new(inner));
-        let sweeping = snapshots.clone();
-        drop(snapshots.0.tasks.spawn("sweep snapshots", async move {
-            if let Err(error) = sweeping.sweep().await {
-                tracing::warn!(%error, "what an earlier run left of snapshots was not removed");
-            }
-        }));
-        snapshots
-    }
-
-    /// Removes what an earlier run left: what was active or viewed, and what has no row.
-    async fn sweep(&self) -> Result<(), CacheError> {
-        let mut stale = Vec::new();
-        for info in self.0.snapshotter.walk().await? {
-            let kept = info.key.as_str().strip_prefix(KEPT).and_then(|id| id.parse().ok());
-            let named = match kept {
-                Some(id) => self.0.db.read(|tx| Row::read(tx, &id))?.is_some(),
-                None => self.is_present(&info.key)?,
-            };
-            if !named && !info.key.as_str().contains(&self.0.run) {
-                stale.push(info.key);
-            }
-        }
-        // Held while they are made: what is not held and has no row is nobody's.
-        let doomed = self.doom(stale);
-        let mut left = Vec::new();
-        for key in &doomed.keys {
-            if !self.is_present(key)? {
-                left.push(key.clone());
-            }
-        }
-        let refused = self.remove_in_rounds(left).await;
-        if !refused.is_empty() {
-            tracing::warn!(count = refused.len(), "snapshots of an earlier run can't be removed");
-        }
-        Ok(())
+            upkeep: Notify::new(),
+            litter: AtomicBool::new(false),
+            checkpointing: Semaphore::new(1),
+            clearing: Semaphore::new(1),
+            syncs: AtomicU64::new(0),
+        }))
     }
 
     /// Removes snapshots; what stands on another one may come later in the list. Returns what is left.
-    async fn remove_in_rounds(&self, mut keys: Vec<SnapshotKey>) -> Vec<SnapshotKey> {
+    pub(super) async fn remove_in_rounds(&self, mut keys: Vec<SnapshotKey>) -> Vec<SnapshotKey> {
         loop {
             let mut refused = Vec::new();
             let before = keys.len();
             for key in keys {
                 match self.0.snapshotter.remove(&key).await {
-                    Ok(()) | Err(SnapshotError::NotFound { .. }) => {}
+                    Ok(()) | Err(SnapshotError::NotFound { .. }) => drop(self.state().unsynced.remove(&key)),
                     Err(error) => {
                         tracing::debug!(snapshot = %key, %error, "not removed");
                         refused.push(key);
@@ -182,6 +207,10 @@ impl Snapshots {
         self.0.snapshotter.stacks()
     }
 
+    pub(super) fn boot(&self) -> &BootId {
+        &self.0.boot
+    }
+
     /// A snapshot that is not made yet, with a name that no other one has.
     pub(super) fn passing(&self, kind: &str) -> Passing {
         let n = self.0.next.fetch_add(1, Ordering::Relaxed);
@@ -189,7 +218,26 @@ impl Snapshots {
     }
 
     pub(super) fn passing_as(&self, key: SnapshotKey) -> Passing {
-        Passing { key, settled: AtomicBool::new(false), snapshots: self.clone() }
+        Passing { key, settled: AtomicBool::new(false), snapshots: self.clone(), _writing: None }
+    }
+
+    /// Makes an active snapshot. Who leaves in the middle leaves nothing behind.
+    pub(super) async fn prepare(
+        &self,
+        passing: Passing,
+        parents: Vec<SnapshotKey>,
+    ) -> Result<Passing, CacheError> {
+        let snapshotter = Arc::clone(&self.0.snapshotter);
+        let work = self.0.tasks.spawn("prepare snapshot", async move {
+            snapshotter.prepare(passing.key(), &parents).await?;
+            Ok(passing)
+        });
+        work.await?
+    }
+
+    /// True if there is a whole snapshot of this name.
+    pub(super) fn is_present(&self, key: &SnapshotKey) -> Result<bool, DbError> {
+        self.0.db.read(|tx| self.0.is_in(tx.table(SNAPSHOTS)?.as_ref(), key))
     }
 
     /// True if every made change set among `parts` still has its files.
@@ -198,7 +246,7 @@ impl Snapshots {
             let table = tx.table(SNAPSHOTS)?;
             for part in parts {
                 if let ChangeSet::Made(made) = &part.set
-                    && !is_in(table.as_ref(), &made.snapshot)?
+                    && !self.0.is_in(table.as_ref(), &made.snapshot)?
                 {
                     return Ok(false);
                 }
@@ -212,20 +260,17 @@ impl Snapshots {
         self.0.db.read(|tx| {
             let table = tx.table(SNAPSHOTS)?;
             let here = |part: &Part| match &part.set {
-                ChangeSet::Made(made) => is_in(table.as_ref(), &made.snapshot),
-                ChangeSet::Blob(layer) => is_in(table.as_ref(), &layer_key(layer.diff_id)),
+                ChangeSet::Made(made) => self.0.is_in(table.as_ref(), &made.snapshot),
+                ChangeSet::Blob(layer) => self.0.is_in(table.as_ref(), &layer_key(layer.diff_id)),
             };
             parts.iter().map(here).collect()
         })
     }
 
-    pub(super) fn is_present(&self, key: &SnapshotKey) -> Result<bool, DbError> {
-        self.0.db.read(|tx| is_in(tx.table(SNAPSHOTS)?.as_ref(), key))
-    }
-
     /// Bytes of each committed snapshot.
-    pub(super) fn sizes(tx: &ReadTx) -> Result<HashMap<String, u64>, DbError> {
-        Ok(all(tx)?.into_iter().map(|(key, stored)| (key.to_string(), stored.bytes)).collect())
+    pub(super) fn sizes(&self, tx: &ReadTx) -> Result<HashMap<String, u64>, DbError> {
+        let whole = all(tx)?.into_iter().filter(|(_, stored)| stored.is_whole(&self.0.boot));
+        Ok(whole.map(|(key, stored)| (key.to_string(), stored.bytes)).collect())
     }
 
     /// Holds a snapshot, whether it is here or not. Waits while it is being removed.
@@ -248,8 +293,29 @@ impl Snapshots {
     }
 
     /// Makes an active snapshot a committed one, and notes it. `more` is written in the same transaction.
-    /// Visible when this returns, durable with the next durable commit.
+    /// Visible when this returns; see `durable.rs` for what outlasts what.
+    ///
+    /// Goes on to its end if it is dropped.
     pub(super) async fn commit(
+        &self,
+        key: &SnapshotKey,
+        active: &SnapshotKey,
+        of: Content,
+        more: impl Fn(&WriteTx) -> Result<(), DbError> + Send + 'static,
+    ) -> Result<SnapshotUsage, CacheError> {
+        let (snapshots, key, active) = (self.clone(), key.clone(), active.clone());
+        let work = self.0.tasks.spawn("commit snapshot", async move {
+            let noted = snapshots.note(&key, &active, of, more).await;
+            if noted.is_err() {
+                // It may be committed all the same, and its row may be there: whoever clears up looks.
+                snapshots.litter();
+            }
+            noted
+        });
+        work.await?
+    }
+
+    async fn note(
         &self,
         key: &SnapshotKey,
         active: &SnapshotKey,
@@ -259,16 +325,42 @@ impl Snapshots {
         // Held, so that it is not taken for something that a crash left.
         let _hold = self.hold(key.clone()).await;
         let usage = self.0.snapshotter.usage(active).await?;
-        self.0.snapshotter.commit(key, active).await?;
-
-        let stored = Stored { bytes: usage.bytes, of };
-        let row = key.to_string();
+        match self.0.snapshotter.commit(key, active).await {
+            Err(SnapshotError::Exists { .. }) if !self.is_present(key)? => {
+                self.clear(key).await?;
+                self.0.snapshotter.commit(key, active).await?;
+            }
+            committed => committed?,
+        }
+        let stored = Stored { bytes: usage.bytes, of, unsynced: Some(self.0.boot.clone()) };
+        let (row, was) = (key.to_string(), active.to_string());
         let written = self.0.db.write_visible(move |tx| {
-            tx.table(SNAPSHOTS)?.insert(row.as_str(), db::encode(&stored)?.as_slice())?;
+            let mut table = tx.table(SNAPSHOTS)?;
+            table.insert(row.as_str(), db::encode(&stored)?.as_slice())?;
+            // Of one that was kept.
+            table.remove(was.as_str())?;
+            drop(table);
             more(tx)
         });
         written.await?;
+        self.unsynced(key.clone());
+        failpoint::hit(Failpoint::SnapshotNoted).map_err(SnapshotError::from)?;
         Ok(usage)
+    }
+
+    /// Removes what has no row and is in the way, and what stands on it: nobody uses it.
+    async fn clear(&self, key: &SnapshotKey) -> Result<(), CacheError> {
+        let mut stack = vec![key.clone()];
+        while let Some(top) = stack.last().cloned() {
+            match self.0.snapshotter.remove(&top).await {
+                Ok(()) | Err(SnapshotError::NotFound { .. }) => drop(stack.pop()),
+                Err(SnapshotError::InUse { by, .. }) if !self.is_present(&by)? && !stack.contains(&by) => {
+                    stack.push(by);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Removes an active snapshot or a view, some time soon. Its mounts must be gone.
@@ -277,9 +369,18 @@ impl Snapshots {
         drop(self.0.tasks.spawn("discard snapshot", async move {
             match inner.snapshotter.remove(&key).await {
                 Ok(()) | Err(SnapshotError::NotFound { .. }) => {}
-                Err(error) => tracing::warn!(snapshot = %key, %error, "a snapshot was not removed"),
+                Err(error) => {
+                    tracing::warn!(snapshot = %key, %error, "a snapshot was not removed");
+                    Snapshots(inner).litter();
+                }
             }
         }));
+    }
+
+    /// Something may have been left without a row.
+    pub(super) fn litter(&self) {
+        self.0.litter.store(true, Ordering::Relaxed);
+        self.0.upkeep.notify_one();
     }
 
     /// Takes the row of a made snapshot out, in the transaction that removes its record.
@@ -292,16 +393,18 @@ impl Snapshots {
     pub(super) async fn remove(&self, keys: Vec<SnapshotKey>) {
         let refused = self.remove_in_rounds(keys).await;
         if !refused.is_empty() {
-            // They have no rows: the next start removes them.
             tracing::warn!(count = refused.len(), "snapshots were not removed");
+            self.litter();
         }
     }
 
     /// Removes the snapshots of layers and chains that nobody uses and for which `needed` is false. Returns
     /// the bytes that this freed.
     pub(super) async fn collect(&self, needed: impl Fn(&Content) -> bool) -> Result<u64, CacheError> {
+        // The semaphore is never closed.
+        let _one = self.0.clearing.acquire().await.ok();
         let mut unneeded: HashMap<SnapshotKey, Stored> = self.0.db.read(all)?.into_iter().collect();
-        unneeded.retain(|_, stored| !matches!(stored.of, Content::Made(_)) && !needed(&stored.of));
+        unneeded.retain(|_, stored| stored.of.only_copy_of().is_none() && !needed(&stored.of));
         let doomed = self.doom(unneeded.keys().cloned());
         if doomed.keys.is_empty() {
             return Ok(0);
@@ -309,6 +412,10 @@ impl Snapshots {
         let keys = doomed.keys.clone();
         let rows = self.0.db.write(move |tx| keys.iter().try_for_each(|key| Snapshots::forget_row(tx, key)));
         rows.await?;
+        if let Err(injected) = failpoint::hit(Failpoint::SnapshotsForgotten) {
+            self.litter();
+            return Err(SnapshotError::from(injected).into());
+        }
         let refused = self.remove_in_rounds(doomed.keys.clone()).await;
         let freed = doomed.keys.iter().filter(|key| !refused.contains(key));
         let freed = freed.filter_map(|key| unneeded.get(key)).map(|stored| stored.bytes).sum();
@@ -329,7 +436,7 @@ impl Snapshots {
     }
 
     /// Dooms those of `keys` that nobody holds or removes.
-    fn doom(&self, keys: impl IntoIterator<Item = SnapshotKey>) -> Doomed {
+    pub(super) fn doom(&self, keys: impl IntoIterator<Item = SnapshotKey>) -> Doomed {
         let mut state = self.state();
         let free = |key: &SnapshotKey| !state.held.contains_key(key) && !state.doomed.contains(key);
         let keys: Vec<SnapshotKey> = keys.into_iter().filter(free).collect();
@@ -337,7 +444,7 @@ impl Snapshots {
         Doomed { keys, snapshots: self.clone() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -384,6 +491,8 @@ pub(super) struct Passing {
     key: SnapshotKey,
     settled: AtomicBool,
     snapshots: Snapshots,
+    /// Of one that is kept.
+    pub(super) _writing: Option<Writing>,
 }
 
 impl Passing {
@@ -406,8 +515,8 @@ impl Drop for Passing {
 }
 
 /// Snapshots whose removal is under way.
-struct Doomed {
-    keys: Vec<SnapshotKey>,
+pub(super) struct Doomed {
+    pub(super) keys: Vec<SnapshotKey>,
     snapshots: Snapshots,
 }
 
@@ -424,14 +533,15 @@ impl Drop for Doomed {
 
 type SnapshotTable = ReadOnlyTable<&'static str, &'static [u8]>;
 
-fn is_in(table: Option<&SnapshotTable>, key: &SnapshotKey) -> Result<bool, DbError> {
-    match table {
-        Some(table) => Ok(table.get(key.as_str())?.is_some()),
-        None => Ok(false),
+impl Inner {
+    fn is_in(&self, table: Option<&SnapshotTable>, key: &SnapshotKey) -> Result<bool, DbError> {
+        let Some(table) = table else { return Ok(false) };
+        let Some(row) = table.get(key.as_str())? else { return Ok(false) };
+        Ok(db::decode::<Stored>(key.as_str(), row.value())?.is_whole(&self.boot))
     }
 }
 
-fn all(tx: &ReadTx) -> Result<Vec<(SnapshotKey, Stored)>, DbError> {
+pub(super) fn all(tx: &ReadTx) -> Result<Vec<(SnapshotKey, Stored)>, DbError> {
     let Some(table) = tx.table(SNAPSHOTS)? else { return Ok(Vec::new()) };
     let mut rows = Vec::new();
     for entry in table.iter()? {
@@ -451,7 +561,7 @@ pub(super) fn chain_key(chain: ChainId) -> SnapshotKey {
 
 /// The snapshot of a file system that is written to time and again.
 pub(super) fn kept_key(id: &RecordId) -> SnapshotKey {
-    name(format!("{KEPT}{id}"))
+    name(format!("kept-{id}"))
 }
 
 pub(super) fn made_key(id: &RecordId) -> SnapshotKey {

@@ -5,3 +5,4 @@ mod fixture;
 mod lazy;
 mod lifetime;
 mod model;
+mod power;

@@ -146,7 +146,7 @@ fn list(tried: &[Refusal]) -> String {
 /// The store itself could not do something.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ContentError {
-    #[error("no space left in the content store")]
+    #[error("no space left in the content store: free some and try again")]
     NoSpace,
     #[error("can't {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: Arc<io::Error> },

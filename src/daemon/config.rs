@@ -21,6 +21,9 @@ use crate::registry::HostConfig;
 use crate::registry::Patience;
 use crate::registry::RetryPolicy;
 
+/// The kernel begins to write what is as old as this.
+const SYNC_INTERVAL: Duration = Duration::from_secs(30);
+
 /// A checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -117,6 +120,8 @@ pub struct WorkerConfig {
     /// Build steps that run at the same time. None: no limit.
     pub max_parallelism: Option<NonZeroUsize>,
     pub snapshotter: SnapshotterKind,
+    /// After which time the files of a step are synced.
+    pub sync_interval: Duration,
     pub exec: ExecConfig,
 }
 
@@ -276,6 +281,7 @@ pub struct Settings {
     /// 0 is no limit.
     pub max_parallelism: Option<usize>,
     pub snapshotter: Option<SnapshotterKind>,
+    pub sync_interval: Option<Duration>,
     pub exec: ExecConfig,
     pub dns: Option<DnsConfig>,
     pub history_max_age: Option<Duration>,
@@ -356,6 +362,7 @@ impl Settings {
             gc_rules: above.gc_rules.or(self.gc_rules),
             max_parallelism: above.max_parallelism.or(self.max_parallelism),
             snapshotter: above.snapshotter.or(self.snapshotter),
+            sync_interval: above.sync_interval.or(self.sync_interval),
             exec: self.exec.under(above.exec),
             dns: above.dns.or(self.dns),
             history_max_age: above.history_max_age.or(self.history_max_age),
@@ -464,6 +471,7 @@ impl Config {
                 gc,
                 max_parallelism: settings.max_parallelism.and_then(NonZeroUsize::new),
                 snapshotter: settings.snapshotter.unwrap_or_default(),
+                sync_interval: settings.sync_interval.unwrap_or(SYNC_INTERVAL),
                 exec: settings.exec,
             },
             dns: settings.dns.unwrap_or_default(),

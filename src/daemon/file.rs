@@ -208,6 +208,7 @@ fn settings(root: &Section<'_>) -> Settings {
         gc_rules: oci.sections("gcpolicy").map(|rules| rules.iter().map(rule).collect()),
         max_parallelism: count(&oci, "max-parallelism", 0),
         snapshotter: oci.parsed("snapshotter", str::parse),
+        sync_interval: None,
         exec: exec(&oci),
         dns: dns(&root.section("dns")),
         history_max_age: history.scalar("maxAge", units::DURATION, units::parse_duration),

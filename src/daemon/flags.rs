@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Arg;
 use clap::ArgAction;
@@ -27,6 +28,7 @@ use super::config::Settings;
 use super::config::SnapshotterKind;
 use super::config::WorkerNetwork;
 use super::units::Space;
+use super::units::parse_duration;
 use crate::oci::Platform;
 
 /// Flags that are used.
@@ -92,6 +94,9 @@ pub struct Flags {
     /// How directories are made of layers: auto, overlayfs or native
     #[arg(long, value_name = "NAME")]
     oci_worker_snapshotter: Option<SnapshotterKind>,
+    /// How long the files of a step may wait until they outlast a power cut [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    snapshot_sync_interval: Option<Duration>,
     /// Network of build steps: auto, cni or host
     #[arg(long, value_name = "MODE", value_parser = str::parse::<WorkerNetwork>)]
     oci_worker_net: Option<WorkerNetwork>,
@@ -250,6 +255,7 @@ impl Flags {
             gc_limits: self.oci_worker_gc_keepstorage.unwrap_or_default(),
             max_parallelism: self.oci_max_parallelism,
             snapshotter: self.oci_worker_snapshotter,
+            sync_interval: self.snapshot_sync_interval,
             exec: ExecConfig {
                 binary: some_text(self.oci_worker_binary),
                 network: self.oci_worker_net,
@@ -286,6 +292,10 @@ fn go_bool(text: &str) -> Result<bool, String> {
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         _ => Err("expected true or false".to_owned()),
     }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "expected a duration, such as 30s".to_owned())
 }
 
 fn bool_or_auto(text: &str) -> Result<Auto, String> {

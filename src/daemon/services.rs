@@ -131,6 +131,7 @@ impl Services {
         let exporters = Exporters::new(cache.content().clone(), registry, images, work.clone());
         let index = KeyIndex::open(db.clone()).map_err(OpenError::Index)?;
         cache.set_listener(Arc::new(index.clone()));
+        cache.start_upkeep(config.worker.sync_interval);
         let solver = Solver::new(Arc::new(worker.clone()), index, sessions.clone(), solving.clone());
         let jobs = Jobs::new(solver, Frontends::default(), Limits::default(), solving.clone());
 
@@ -173,6 +174,8 @@ impl Services {
             ("content_fsyncs", content.fsyncs),
             ("content_collected_bytes", content.collected_bytes),
             ("content_leases", count(self.cache.content().leases().len())),
+            ("snapshot_syncs", self.cache.syncs()),
+            ("snapshots_unsynced", count(self.cache.unsynced())),
             ("tasks", count(self.solving.running() + self.work.running())),
         ]);
         debug::process(&mut counters);

@@ -17,7 +17,7 @@ pub enum FsError {
     /// The path can't name what the operation needs, whatever the file system holds.
     #[error("can't {operation} {}: {reason}", path.display())]
     InvalidPath { operation: &'static str, path: PathBuf, reason: &'static str },
-    #[error("can't {operation} {}: no space left", path.display())]
+    #[error("can't {operation} {}: no space left: free some and try again", path.display())]
     NoSpace { operation: &'static str, path: PathBuf },
     /// The file system, or the rights of this process, don't allow it.
     #[error("can't {operation} {}: {source}", path.display())]

@@ -7,7 +7,7 @@
 //!
 //! # Crash consistency
 //!
-//! Made under a temporary name and renamed, like a snapshot.
+//! Made under a temporary name and renamed, like a snapshot. Nobody syncs them: those of another boot are made anew.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -20,6 +20,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::TryLockError;
 
+use super::BootId;
 use super::SnapshotError;
 use super::SnapshotKey;
 use super::store::FS;
@@ -37,6 +38,8 @@ use crate::oci::Digest;
 /// The number of merged layers is a multiple of this.
 const STEP: usize = 250;
 const LAYERS: &str = "layers";
+/// Beside them: the boot that those which are there were made in.
+const BOOT: &str = "squashed-in";
 /// Attributes that only mean something between the layers of an overlay.
 const OVERLAY_XATTRS: &str = "trusted.overlay.";
 const OPAQUE: &str = "trusted.overlay.opaque";
@@ -64,25 +67,34 @@ fn merged(count: usize, limit: usize) -> usize {
 }
 
 impl Squashed {
-    /// Removes those of which a layer is missing.
+    /// Removes those of which a layer is missing, and those of another boot.
     pub(super) fn open(store: &Store) -> Result<Squashed, SnapshotError> {
         let root = store.root().join("squashed");
         match fs::create_dir(&root) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             other => other.map_err(SnapshotError::io("make", &root))?,
         }
+        let (boot, now) = (store.root().join(BOOT), BootId::current().to_string());
+        let trusted = fs::read_to_string(&boot).is_ok_and(|then| then == now);
         let mut all = HashMap::new();
         for entry in fs::read_dir(&root).map_err(SnapshotError::io("list", &root))? {
             let entry = entry.map_err(SnapshotError::io("list", &root))?;
             let text = fs::read_to_string(entry.path().join(LAYERS)).unwrap_or_default();
             let layers: Result<Vec<_>, _> = text.lines().map(SnapshotKey::new).collect();
             match layers {
-                Ok(layers) if !layers.is_empty() && layers.iter().all(|key| store.kind(key).is_some()) => {
+                Ok(layers)
+                    if trusted
+                        && !layers.is_empty()
+                        && layers.iter().all(|key| store.kind(key).is_some()) =>
+                {
                     let state = Arc::new(Mutex::new(State { layers: Some(layers) }));
                     all.insert(entry.file_name().to_string_lossy().into_owned(), state);
                 }
                 _ => store.discard(&entry.path())?,
             }
+        }
+        if !trusted {
+            fs::write(&boot, now).map_err(SnapshotError::io("write", &boot))?;
         }
         Ok(Squashed { root, all: Mutex::new(all) })
     }

@@ -386,7 +386,10 @@ impl Store {
         match removed {
             Ok(trash) => {
                 self.forget(key);
-                failpoint::hit(Failpoint::SnapshotRemoved)?;
+                if let Err(injected) = failpoint::hit(Failpoint::SnapshotRemoved) {
+                    self.discard_all(&trash);
+                    return Err(injected.into());
+                }
                 Ok(trash)
             }
             Err(error) => {

@@ -134,6 +134,17 @@ impl Running {
         Outcome { reference: self.reference, session: self.session, response, progress, status_ended }
     }
 
+    /// What the solve answers, with a daemon that ends meanwhile: the status may break off.
+    pub async fn finish_cut(mut self) -> Result<BTreeMap<String, String>, Status> {
+        loop {
+            let part = tokio::time::timeout(LIMIT, self.tasks.join_next()).await;
+            let part = part.unwrap_or_else(|_| panic!("build {} does not end", self.reference));
+            if let Part::Solved(result) = part.expect("two parts").expect("a part does not panic") {
+                return result.map(|response| response.exporter_response);
+            }
+        }
+    }
+
     /// Cancels the solve alone, and reads its status to the end.
     pub async fn cancel_solve(mut self) -> Outcome {
         self.solve.abort();

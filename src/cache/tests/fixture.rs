@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
@@ -35,6 +36,7 @@ use crate::oci::Descriptor;
 use crate::oci::DiffId;
 use crate::oci::Digest;
 use crate::oci::media_type;
+use crate::snapshot::BootId;
 use crate::snapshot::OverlaySnapshotter;
 use crate::snapshot::Snapshotter;
 use crate::task::Tasks;
@@ -100,10 +102,10 @@ pub(super) struct Fixture {
 
 impl Fixture {
     pub(super) fn new() -> Fixture {
-        Fixture::open(tempfile::tempdir().unwrap(), Arc::default())
+        Fixture::open(tempfile::tempdir().unwrap(), Arc::default(), BootId::named("first"))
     }
 
-    fn open(directory: tempfile::TempDir, registries: Arc<Registries>) -> Fixture {
+    fn open(directory: tempfile::TempDir, registries: Arc<Registries>, boot: BootId) -> Fixture {
         let root = directory.path();
         let tasks = Tasks::new();
         let db = Db::open(root.join("db")).unwrap();
@@ -113,17 +115,26 @@ impl Fixture {
         let content = content.unwrap();
         let snapshotter = OverlaySnapshotter::open(&root.join("snapshots"), tasks.clone()).unwrap();
         let snapshotter: Arc<dyn Snapshotter> = Arc::new(snapshotter);
-        let cache = Cache::new(db.clone(), content.clone(), Arc::clone(&snapshotter), tasks.clone(), root);
+        let cache =
+            Cache::in_boot(boot, db.clone(), content.clone(), Arc::clone(&snapshotter), tasks.clone(), root);
+        // Checkpoints are made where a test asks for one.
+        cache.start_upkeep(Duration::from_secs(1 << 30));
         Fixture { directory, registries, db, content, cache, snapshotter, tasks }
     }
 
     /// Stops as a daemon does, and starts again. Refs must be dropped before.
     pub(super) async fn restart(self) -> Fixture {
+        self.restart_in("first", |_| {}).await
+    }
+
+    /// The same after `change` was made to the root of the snapshots, in a boot of this name.
+    pub(super) async fn restart_in(self, boot: &str, change: impl FnOnce(&Path)) -> Fixture {
         let Fixture { directory, registries, db, content, cache, snapshotter, tasks } = self;
         tasks.shutdown().await;
         db.close();
         drop((cache, content, db, snapshotter));
-        Fixture::open(directory, registries)
+        change(&directory.path().join("snapshots"));
+        Fixture::open(directory, registries, BootId::named(boot))
     }
 
     /// A layer that the registries have, of some bytes made of `name`.

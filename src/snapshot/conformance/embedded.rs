@@ -60,7 +60,10 @@ impl Site for Embedded {
 pub(super) fn leftovers(root: &Path) -> Vec<String> {
     let skeleton = ["active", "views", "committed", "temporary", "mounts", "squashed", "nothing"];
     let mut left = files(root);
-    left.retain(|path| !skeleton.iter().any(|name| path.strip_suffix('/') == Some(name)));
+    left.retain(|path| {
+        let known = skeleton.iter().any(|name| path.strip_suffix('/') == Some(name));
+        !known && !path.starts_with("squashed-in=")
+    });
     let mounts = stale::below(root).expect("mounts");
     left.extend(mounts.iter().map(|mount| format!("mounted: {}", mount.display())));
     left

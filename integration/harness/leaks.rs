@@ -1,0 +1,89 @@
+//! The leak oracle: once nobody needs anything, a daemon has nothing left.
+
+use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::client::Client;
+use super::daemon::Daemon;
+
+/// What goes behind a reply is gone within this time, which is the disk's.
+const LIMIT: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_millis(20);
+
+/// Forgets all builds and prunes everything, and waits until nothing is left of them: no record, no snapshot, no mount
+/// below the root, no sandbox or network of a step, no layer, no part of a blob. Panics with what stays. The documents of
+/// images that have a name may.
+pub async fn assert_nothing_left(daemon: &Daemon) {
+    let client = Client::connect(daemon).await;
+    let begun = Instant::now();
+    loop {
+        let mut left = left_in_client(&client).await;
+        if left.is_empty() {
+            left = left_on_disk(daemon);
+        }
+        if left.is_empty() {
+            return;
+        }
+        assert!(begun.elapsed() < LIMIT, "left: {left:#?}");
+        tokio::time::sleep(STEP).await;
+    }
+}
+
+async fn left_in_client(client: &Client) -> Vec<String> {
+    let active = client.active_builds().await;
+    if !active.is_empty() {
+        return active.iter().map(|build| format!("{build} runs")).collect();
+    }
+    for record in client.history().await {
+        client.forget_build(&record.r#ref).await;
+    }
+    client.prune_all().await.expect("prune");
+    let usage = client.usage().await;
+    usage
+        .iter()
+        .map(|record| format!("record {} {:?} in use: {}", record.id, record.description, record.in_use))
+        .collect()
+}
+
+fn left_on_disk(daemon: &Daemon) -> Vec<String> {
+    let root = daemon.root();
+    let mut left = Vec::new();
+    let kinds = names(&root.join("snapshots"));
+    assert!(!kinds.is_empty(), "no snapshotter has a directory here");
+    for kind in kinds {
+        let kind = root.join("snapshots").join(kind);
+        for directory in ["active", "views", "committed", "temporary", "mounts", "squashed"] {
+            left.extend(names(&kind.join(directory)).iter().map(|name| format!("{directory}/{name}")));
+        }
+    }
+    for directory in ["executor/bundles", "executor/netns", "executor/scratch", "content/ingest"] {
+        left.extend(names(&root.join(directory)).iter().map(|name| format!("{directory}/{name}")));
+    }
+    let blobs = root.join("content/blobs/sha256");
+    for name in names(&blobs) {
+        let bytes = std::fs::read(blobs.join(&name)).unwrap_or_default();
+        // A manifest or a config. A layer is no JSON.
+        if serde_json::from_slice::<serde_json::Value>(&bytes).is_err() {
+            left.push(format!("blob {name} of {} bytes", bytes.len()));
+        }
+    }
+    left.extend(mounts_below(&root, daemon).into_iter().map(|mount| format!("mounted: {mount}")));
+    left
+}
+
+/// Mount points below a directory, as the daemon sees them.
+fn mounts_below(directory: &Path, daemon: &Daemon) -> Vec<String> {
+    let file = format!("/proc/{}/mountinfo", daemon.process().pid().as_raw_nonzero());
+    let text = std::fs::read_to_string(file).expect("the daemon runs");
+    // See proc_pid_mountinfo(5): the fifth field is the mount point.
+    let points = text.lines().filter_map(|line| line.split(' ').nth(4));
+    let below =
+        points.filter(|point| Path::new(point) != directory && Path::new(point).starts_with(directory));
+    below.map(str::to_owned).collect()
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
