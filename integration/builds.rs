@@ -13,6 +13,7 @@ use crate::harness::Image;
 use crate::harness::Layer;
 use crate::harness::Op;
 use crate::harness::TestRegistry;
+use crate::harness::assert_nothing_left;
 use crate::harness::buildctl::Buildctl;
 use crate::harness::daemon::Daemon;
 use crate::harness::layer::busybox;
@@ -58,36 +59,10 @@ pub fn files(archive: &Path) -> BTreeMap<String, String> {
 
 /// Nothing is in use, and pruning everything leaves nothing on the disk.
 async fn assert_no_leak(client: &Buildctl, daemon: &Daemon) {
-    client.run(["prune", "--all"], b"").await.success();
+    assert_nothing_left(daemon).await;
     let listed = client.run(["du"], b"").await.success().stdout_text();
     let records = listed.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_hexdigit())).count();
     assert_eq!(records, 0, "{listed}");
-    let snapshots = daemon.root().join("snapshots").join("overlay");
-    for _ in 0..200 {
-        if left(&snapshots) == 0 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("{} snapshots are left", left(&snapshots));
-}
-
-/// Snapshot directories, whatever the snapshotter keeps beside them.
-fn left(directory: &Path) -> usize {
-    let names = ["layer-", "chain-", "made-", "active-", "kept-", "view-", "new-"];
-    let mut count = 0;
-    let mut stack = vec![directory.to_path_buf()];
-    while let Some(directory) = stack.pop() {
-        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if names.iter().any(|prefix| name.starts_with(prefix)) {
-                count += 1;
-            } else if entry.path().is_dir() {
-                stack.push(entry.path());
-            }
-        }
-    }
-    count
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -68,7 +68,7 @@ impl Site {
                 let text = own.to_string();
                 let made =
                     llb::file(Some(&ran), None, &Action::MkFile { path: "/made", data: text.as_bytes() });
-                Build::of(&made).push(&self.target.reference("copy", &format!("v{own}")))
+                Build::of(&made).push(&self.target.reference("copy", &format!("v{shared}")))
             }
             5 => files(Build::of(&llb::image(self.source.reference("lazy", "1"))).export("oci", &[])),
             6 => {

@@ -30,7 +30,6 @@ pub use apply::Applied;
 pub use apply::ApplyError;
 pub use apply::ApplyOptions;
 pub use apply::WhiteoutStyle;
-pub use apply::adopt_implied;
 pub use apply::apply;
 pub use boot::BootId;
 pub use diff::Change;

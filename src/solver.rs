@@ -62,6 +62,7 @@ pub use bridge::Refs;
 pub use bridge::SolveReply;
 pub use bridge::SolveRequest;
 pub use code::code_of;
+pub use code::words_of;
 pub use error::Cause;
 pub use error::FailedOp;
 pub use error::FrontendAsked;

@@ -1,6 +1,7 @@
 //! A small disk: an ext4 in a file, mounted by a loop device.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -63,11 +64,17 @@ impl Loopback {
         stat.f_bavail * stat.f_frsize
     }
 
-    /// Takes all space but `leave` bytes.
+    /// Takes all space but about `leave` bytes; with 0 all that there is.
     pub fn fill(&self, leave: u64) {
-        let taken = self.free().saturating_sub(leave);
-        let file = File::create(self.filler()).expect("a file on the disk");
+        let mut file = File::create(self.filler()).expect("a file on the disk");
+        // The file system needs some for the file's map.
+        let taken = self.free().saturating_sub(leave.max(MIB));
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, taken.max(1)).expect("space");
+        if leave == 0 {
+            let end = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0));
+            end.expect("the end of the file");
+            while file.write_all(&[0; 4096]).and_then(|()| file.sync_data()).is_ok() {}
+        }
     }
 
     /// Gives back what [`Loopback::fill`] took.

@@ -1,6 +1,9 @@
 //! A daemon that ends in the middle of a build: its client is told, and the next daemon builds it as if nothing had been,
 //! with what was done before from the cache.
 
+use std::path::Path;
+use std::path::PathBuf;
+
 use rustix::process::Signal;
 
 use super::Site;
@@ -51,20 +54,25 @@ fn hold(site: &Site, place: Place) -> Hold {
     }
 }
 
-/// Directories of control groups below this one, in all hierarchies.
+/// Control groups of steps below this one, in all hierarchies.
 fn groups_below(parent: &str) -> Vec<String> {
-    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|h| h.path());
-    let parents =
-        hierarchies.map(|h| h.join(parent)).chain([std::path::Path::new("/sys/fs/cgroup").join(parent)]);
+    let parents = hierarchies().into_iter().map(|hierarchy| hierarchy.join(parent).join("thunk"));
     let groups = parents.flat_map(|parent| std::fs::read_dir(parent).into_iter().flatten().flatten());
-    groups.filter(|g| g.path().is_dir()).map(|g| g.path().display().to_string()).collect()
+    groups.filter(|group| group.path().is_dir()).map(|group| group.path().display().to_string()).collect()
 }
 
 fn remove_groups(parent: &str) {
-    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|h| h.path());
-    for hierarchy in hierarchies {
+    for hierarchy in hierarchies() {
+        let _ = std::fs::remove_dir(hierarchy.join(parent).join("thunk"));
         let _ = std::fs::remove_dir(hierarchy.join(parent));
     }
+}
+
+/// Where control groups are mounted: the unified hierarchy itself, or one for each controller.
+fn hierarchies() -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let each = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    each.filter(|path| path.is_dir()).chain([root.to_path_buf()]).collect()
 }
 
 async fn ends_in_the_middle(place: Place, end: End) {

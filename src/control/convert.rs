@@ -40,6 +40,7 @@ use crate::session::fsutil::TransferError;
 use crate::solver::Rejected;
 use crate::solver::code_of;
 use crate::solver::convert::status_message;
+use crate::solver::words_of;
 
 /// What a client says of its session, in the metadata of the call.
 mod header {
@@ -294,7 +295,7 @@ impl From<&BuildError> for Rejected {
             BuildError::Session(error) => code_of(error),
             BuildError::Task(_) => Code::Internal,
         };
-        Rejected { code: code as i32, message: error.to_string(), details: Vec::new() }
+        Rejected { code: code as i32, message: words_of(error), details: Vec::new() }
     }
 }
 
@@ -369,7 +370,7 @@ impl From<OpenError> for Status {
 }
 
 pub(super) fn cache_status(error: &CacheError) -> Status {
-    Status::new(code_of(error), error.to_string())
+    Status::new(code_of(error), words_of(error))
 }
 
 #[cfg(test)]

@@ -23,7 +23,6 @@
 //! The source's error ends it, and leaves a part of the layer for the caller to remove. An error of the
 //! layer is returned once the read that is under way has returned.
 
-mod adopt;
 mod make;
 mod place;
 #[cfg(test)]
@@ -48,8 +47,6 @@ use crate::fs::Root;
 use crate::oci::DiffId;
 use crate::oci::Digest;
 use make::Unpacker;
-
-pub use adopt::adopt_implied;
 
 /// What becomes of a layer's whiteouts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,7 +76,7 @@ pub struct Applied {
     pub compression: Compression,
     pub index: LayerIndex,
     /// Directories that the layer has no entry for, made as root's, 0755, since no `lower` could be
-    /// asked. Parents first. [`adopt_implied`] makes up for it.
+    /// asked. Parents first. Who has those directories below unpacks the layer again, with `lower`.
     pub implied: Vec<PathBuf>,
 }
 

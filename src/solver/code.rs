@@ -46,12 +46,22 @@ use crate::registry::CredentialError;
 use crate::registry::PushError;
 use crate::registry::RegistryError;
 use crate::session::SessionError;
+use crate::snapshot::ApplyError;
 use crate::snapshot::SnapshotError;
 use crate::task::TaskFailed;
 
 /// The code that the causes of an error call for.
 pub fn code_of(error: &(dyn Error + 'static)) -> Code {
     find(error).unwrap_or(Code::Unknown)
+}
+
+/// An error in words, with what to do where those of the system don't say it.
+pub fn words_of(error: &dyn Error) -> String {
+    let text = error.to_string();
+    if text.contains("No space left on device") && !text.contains("free some") {
+        return format!("{text}: free some space and try again");
+    }
+    text
 }
 
 fn find(error: &(dyn Error + 'static)) -> Option<Code> {
@@ -117,6 +127,9 @@ fn own(error: &(dyn Error + 'static)) -> Option<Code> {
         return hash(&error.source);
     }
     if let Some(FsError::NoSpace { .. }) = error.downcast_ref::<FsError>() {
+        return Some(Code::ResourceExhausted);
+    }
+    if let Some(ApplyError::NoSpace) = error.downcast_ref::<ApplyError>() {
         return Some(Code::ResourceExhausted);
     }
     if let Some(error) = error.downcast_ref::<SessionError>() {

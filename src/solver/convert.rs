@@ -11,6 +11,7 @@ use tonic::Code;
 use tonic::Status;
 
 use super::code::code_of;
+use super::code::words_of;
 use super::error::Cause;
 use super::error::FailedOp;
 use super::error::FrontendAsked;
@@ -93,7 +94,7 @@ impl Rejected {
         let (code, message) = if error.is_cancelled() {
             (Code::Cancelled, CANCELLED.to_owned())
         } else {
-            (code(&error), error.to_string())
+            (code(&error), words_of(&error))
         };
         let mut details = Vec::new();
         details.extend(error.exit_code().and_then(exit_detail));
