@@ -159,10 +159,5 @@ async fn a_disk_without_a_byte_refuses_what_it_must_and_nothing_is_lost() {
         }
     }
     assert!(refused > 0, "{} bytes were free", small.disk.free());
-    // What was there is there, also for a daemon that starts on the full disk.
-    let Small { mut daemon, registry, disk } = small;
-    daemon.kill9();
-    daemon.start_again();
-    let small = Small { daemon, registry, disk };
     small.works_again(&Build::of(&asked)).await;
 }

@@ -88,7 +88,7 @@ async fn work(site: Arc<Site>, client: Client, next: Arc<AtomicU64>, end: Instan
         let n = next.fetch_add(1, Ordering::Relaxed);
         let running = client.start(site.build(n)).await;
         // The last kind does not end by itself; others are left wherever they are.
-        if n % 8 == 7 || n % 13 == 0 {
+        if n % 8 == 7 || n.is_multiple_of(13) {
             tokio::time::sleep(Duration::from_millis(n * 37 % 700)).await;
             running.cancel().await;
             site.cancelled.fetch_add(1, Ordering::Relaxed);

@@ -192,7 +192,6 @@ async fn what_is_kept_has_one_user_at_a_time_and_survives_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_dropped_or_was_left_by_a_crash_is_removed() {
     let f = Fixture::new();
-    f.cache.recover().await.unwrap();
     let made = f.cache.create(&ctx(), None, MutableOptions::default()).await.unwrap();
     let tree = made.mount().await.unwrap();
     fs::write(tree.path().join("a"), "a").unwrap();
@@ -205,6 +204,7 @@ async fn what_is_dropped_or_was_left_by_a_crash_is_removed() {
     }
     f.snapshotter.commit(&"made-01".parse().unwrap(), &"made-00".parse().unwrap()).await.unwrap();
     let f = f.restart().await;
+    f.cache.recover().await.unwrap();
     f.snapshots_settle(0).await;
 }
 

@@ -117,8 +117,7 @@ impl Fixture {
         let snapshotter: Arc<dyn Snapshotter> = Arc::new(snapshotter);
         let cache =
             Cache::in_boot(boot, db.clone(), content.clone(), Arc::clone(&snapshotter), tasks.clone(), root);
-        // Checkpoints are made where a test asks for one.
-        cache.start_upkeep(Duration::from_secs(1 << 30));
+        // A test asks for what the upkeep does: `recover`, `checkpoint`.
         Fixture { directory, registries, db, content, cache, snapshotter, tasks }
     }
 

@@ -132,7 +132,6 @@ async fn layers_that_were_not_synced_are_unpacked_anew_from_their_blobs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_without_a_row_does_not_stand_in_the_way_of_its_layer() {
     let f = Fixture::new();
-    f.cache.recover().await.unwrap();
     let layer = f.tar_layer(&[("a", "a")]);
     let (active, name) =
         ("new-00000000-1".parse().unwrap(), super::super::snapshots::layer_key(layer.diff_id));
