@@ -124,7 +124,7 @@ pub(super) struct Inner {
     pub(super) run: String,
     next: AtomicU64,
     state: Mutex<State>,
-    /// Some snapshot is no longer doomed.
+    /// Some snapshot is no longer doomed, or gone.
     absolved: Notify,
     /// Something is there to be synced or to be cleared away.
     pub(super) upkeep: Notify,
@@ -145,6 +145,8 @@ pub(super) struct State {
     /// Those of a checkpoint under way.
     pub(super) syncing: HashSet<SnapshotKey>,
     pub(super) kept: HashMap<SnapshotKey, Kept>,
+    /// Views and active ones whose removal is under way.
+    discarding: HashSet<SnapshotKey>,
 }
 
 /// What this process knows of a snapshot that is kept.
@@ -366,6 +368,8 @@ impl Snapshots {
     /// Removes an active snapshot or a view, some time soon. Its mounts must be gone.
     fn discard(&self, key: SnapshotKey) {
         let inner = Arc::clone(&self.0);
+        self.state().discarding.insert(key.clone());
+        let discarding = Discarding { key: key.clone(), snapshots: self.clone() };
         drop(self.0.tasks.spawn("discard snapshot", async move {
             match inner.snapshotter.remove(&key).await {
                 Ok(()) | Err(SnapshotError::NotFound { .. }) => {}
@@ -374,6 +378,7 @@ impl Snapshots {
                     Snapshots(inner).litter();
                 }
             }
+            drop(discarding);
         }));
     }
 
@@ -381,6 +386,24 @@ impl Snapshots {
     pub(super) fn litter(&self) {
         self.0.litter.store(true, Ordering::Relaxed);
         self.0.upkeep.notify_one();
+    }
+
+    /// Waits until the views and active snapshots are gone that were dropped before.
+    async fn discarded(&self) {
+        let mut pending = self.state().discarding.clone();
+        loop {
+            let absolved = self.0.absolved.notified();
+            tokio::pin!(absolved);
+            absolved.as_mut().enable();
+            {
+                let state = self.state();
+                pending.retain(|key| state.discarding.contains(key));
+            }
+            if pending.is_empty() {
+                return;
+            }
+            absolved.await;
+        }
     }
 
     /// Takes the row of a made snapshot out, in the transaction that removes its record.
@@ -401,6 +424,8 @@ impl Snapshots {
     /// Removes the snapshots of layers and chains that nobody uses and for which `needed` is false. Returns
     /// the bytes that this freed.
     pub(super) async fn collect(&self, needed: impl Fn(&Content) -> bool) -> Result<u64, CacheError> {
+        // What nobody looks at any more would keep what it stands on.
+        self.discarded().await;
         // The semaphore is never closed.
         let _one = self.0.clearing.acquire().await.ok();
         let mut unneeded: HashMap<SnapshotKey, Stored> = self.0.db.read(all)?.into_iter().collect();
@@ -511,6 +536,19 @@ impl Drop for Passing {
         if !self.settled.load(Ordering::Relaxed) {
             self.snapshots.discard(self.key.clone());
         }
+    }
+}
+
+/// The removal of a view or an active snapshot.
+struct Discarding {
+    key: SnapshotKey,
+    snapshots: Snapshots,
+}
+
+impl Drop for Discarding {
+    fn drop(&mut self) {
+        self.snapshots.state().discarding.remove(&self.key);
+        self.snapshots.0.absolved.notify_waiters();
     }
 }
 
