@@ -3,8 +3,9 @@
 //! A record is a layer on top of another record, a change set that was made here on top of one, or a merge
 //! or slice of several; with its ancestors it is a state of a filesystem. Naming or getting a record reads
 //! and writes rows only: no request is sent and no bytes are read. [`ImmutableRef`] is a record in use. What
-//! needs its files calls [`ImmutableRef::mount`], what needs its blobs [`ImmutableRef::layers`] or
-//! [`ImmutableRef::unlazy`]. A [`MutableRef`] is written to and becomes a record when it is committed.
+//! needs its files calls [`ImmutableRef::mount`], or [`ImmutableRef::mount_paths`] if it looks at some of them
+//! only; what needs its blobs [`ImmutableRef::layers`] or [`ImmutableRef::unlazy`]. A [`MutableRef`] is written
+//! to and becomes a record when it is committed.
 //!
 //! ```text
 //! get_by_layers([a, b, c])        merge([x, y])
@@ -39,10 +40,12 @@ mod diff;
 mod durable;
 mod filter;
 mod images;
+mod indexes;
 mod layers;
 mod live;
 mod materialize;
 mod mutable;
+mod paths;
 mod plan;
 mod prune;
 mod record;
@@ -53,7 +56,7 @@ mod unpack;
 mod usage;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::error::Error;
 use std::fmt;
@@ -74,6 +77,7 @@ use crate::db::Db;
 use crate::db::DbError;
 use crate::db::ReadTx;
 use crate::db::WriteTx;
+use crate::fs::FsError;
 use crate::oci::Descriptor;
 use crate::oci::DiffId;
 use crate::oci::Digest;
@@ -91,6 +95,9 @@ pub use layers::LayerOptions;
 pub use materialize::Tree;
 pub use mutable::MutableOptions;
 pub use mutable::MutableRef;
+pub use paths::Look;
+pub use paths::Pattern;
+pub use paths::Want;
 pub use prune::PruneOptions;
 pub use record::BlobChainId;
 pub use record::InvalidRecordId;
@@ -104,6 +111,7 @@ pub use remote::Remote;
 pub use usage::Usage;
 pub use usage::UsageOptions;
 
+use indexes::Indexes;
 use layers::Packing;
 use live::Live;
 use materialize::Materializer;
@@ -141,6 +149,7 @@ struct Inner {
     live: Live,
     snapshots: Snapshots,
     files: Materializer,
+    indexes: Indexes,
     in_use: InUse,
     packing: Packing,
     listener: OnceLock<Arc<dyn RecordListener>>,
@@ -174,13 +183,16 @@ pub enum CacheError {
     Locked { id: RecordId },
     #[error("the files of {id} are still mounted")]
     Busy { id: RecordId },
-    /// The layer links to files of the layers below it, or to none.
+    /// The layer has no entries for the directories `implied`; if there are none, it links to files of the
+    /// layers below it.
     #[error("layer {digest} can't be unpacked without what is below it")]
-    NeedsLower { digest: Digest },
+    NeedsLower { digest: Digest, implied: Arc<[PathBuf]> },
     #[error("layer {digest} unpacks to {actual} instead of {expected}")]
     WrongDiffId { digest: Digest, expected: DiffId, actual: DiffId },
     #[error("layer {digest} can't be unpacked: {source}")]
     Unpack { digest: Digest, source: Arc<dyn Error + Send + Sync> },
+    #[error("a layer's files can't be looked at: {0}")]
+    Look(#[from] FsError),
     #[error("a layer can't be made: {source}")]
     Pack { source: Arc<dyn Error + Send + Sync> },
     #[error("cancelled")]
@@ -231,7 +243,9 @@ impl Cache {
         tasks: Tasks,
         root: impl Into<PathBuf>,
     ) -> Cache {
+        let root: PathBuf = root.into();
         Cache(Arc::new(Inner {
+            indexes: Indexes::new(root.join("indexes"), db.clone(), tasks.clone()),
             live: Live::new(db.clone()),
             snapshots: Snapshots::new(snapshotter, db.clone(), tasks.clone(), boot),
             files: Materializer::default(),
@@ -239,7 +253,7 @@ impl Cache {
             packing: Packing::default(),
             listener: OnceLock::new(),
             pruning: Semaphore::new(1),
-            root: root.into(),
+            root,
             db,
             content,
             tasks,

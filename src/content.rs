@@ -254,6 +254,17 @@ impl ContentStore {
         ctx.run(admitted).await.map_err(|_| FetchError::Cancelled { digest })?
     }
 
+    /// Notes again that a blob was read at `origin` once, which a row said that has gone since. Nothing if the blob
+    /// is not known.
+    pub async fn recall(&self, digest: &Digest, origin: &Origin) -> Result<(), ContentError> {
+        let known = self.inner.db.read(|tx| rows::get(tx, digest))?;
+        if known.is_none_or(|row| row.proven().any(|proven| proven == origin)) {
+            return Ok(());
+        }
+        let (digest, origin) = (*digest, origin.clone());
+        Ok(self.inner.db.write_visible(move |tx| rows::prove(tx, &digest, &origin)).await?)
+    }
+
     /// Makes a blob resident and opens it.
     pub async fn reader(
         &self,

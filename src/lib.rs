@@ -73,6 +73,19 @@
 //! Whether a blob is here and whether a layer's files are here are two facts that don't depend on each
 //! other: a step on unpacked files needs no blob, and a push of a blob no files.
 //!
+//! # Follow one path
+//!
+//! Another step copies `/etc/os-release` out of the image, which nobody has unpacked yet.
+//!
+//! 1. The solver wants the content of what is copied for its cache key. `ops/reads.rs` says which paths that
+//!    is, and `cache/paths.rs` looks for them from the top layer down: a layer is fetched and unpacked only if
+//!    those above it leave open what is at the path. A link leads on, from the top again.
+//! 2. The layers that decided are mounted, without the others: at these paths the tree is that of the image.
+//! 3. A step that writes to `/etc/app/` on the image looks at its paths in the same way (`ops/file/onto.rs`),
+//!    and its change set lies over the layers that cover them.
+//! 4. What a layer has was noted while it was unpacked. `cache/indexes.rs` keeps that when the files are pruned,
+//!    so that the next look opens the layers that cover the path and none of those above.
+//!
 //! # What lies where
 //!
 //! | below the root | what | written by |
@@ -82,6 +95,7 @@
 //! | `thunk.redb` | blobs and their origins, lease rows, cache records, cache keys, snapshots, names of images, history | `db`, one writer |
 //! | `content/` | an OCI image layout: `blobs/<algorithm>/<hex>`, files 0444, whole and verified | `content/disk.rs` |
 //! | `content/ingest/` | partial blobs; the length of a file is how far it came | `content/ingest.rs` |
+//! | `indexes/` | what layers have that were unpacked once, by diff ID | `cache/indexes.rs` |
 //! | `snapshots/overlayfs/`, `snapshots/native/` | directories of layers and of steps, by key | `snapshot/store.rs` |
 //!
 //! # What is not here

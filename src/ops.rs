@@ -23,6 +23,7 @@ mod merge;
 pub mod op;
 mod operate;
 mod provide;
+mod reads;
 mod resolution;
 mod source_error;
 mod worker;

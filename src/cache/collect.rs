@@ -70,12 +70,12 @@ impl Cache {
         &self,
         options: PruneOptions,
     ) -> impl Stream<Item = Result<Usage, CacheError>> + Send + use<> {
-        let cache = self.clone();
+        let (cache, everything) = (self.clone(), options.all);
         try_stream! {
             for await usage in cache.prune_records(options) {
                 yield usage?;
             }
-            cache.collect_files().await?;
+            cache.collect_files(everything).await?;
             cache.0.content.collect(Duration::ZERO).await?;
         }
     }
@@ -94,19 +94,19 @@ impl Cache {
             }
         }
         if records > 0 {
-            self.collect_files().await?;
+            self.collect_files(false).await?;
             self.0.content.collect(Duration::ZERO).await?;
         }
         Ok(freed)
     }
 
-    /// Removes the files of layers that no record has any more.
-    async fn collect_files(&self) -> Result<(), CacheError> {
+    /// Removes the files of layers that no record has any more; with `everything`, what is known of them as well.
+    async fn collect_files(&self, everything: bool) -> Result<(), CacheError> {
         let inner = self.0.clone();
         let needed = self.0.tasks.spawn_blocking("cache scan", move || inner.db.read(Needed::read));
         let needed = needed.await??;
         self.0.snapshots.collect(|content| needed.has(content)).await?;
-        Ok(())
+        self.0.indexes.collect(|diff_id| needed.layers.contains(diff_id), everything).await
     }
 
     fn prune_records(

@@ -54,6 +54,7 @@ use super::unpack::Source;
 use crate::content::BlobReader;
 use crate::content::DescHandler;
 use crate::content::DescHandlers;
+use crate::content::Origin;
 use crate::ctx::Ctx;
 use crate::oci::ChainId;
 use crate::progress::TransferProgress;
@@ -62,7 +63,7 @@ use crate::snapshot::SnapshotKey;
 use crate::task::Flights;
 
 /// Layers of one state that are fetched and unpacked at the same time.
-const CONCURRENT: usize = 16;
+pub(super) const CONCURRENT: usize = 16;
 
 /// What is shared by those who make states into files.
 #[derive(Default)]
@@ -192,20 +193,27 @@ impl Cache {
         parts: &[Part],
         handlers: &DescHandlers,
     ) -> Result<Vec<Arc<SnapshotHold>>, CacheError> {
-        let making: Vec<_> =
-            parts.iter().map(|part| self.part_snapshot(ctx, part, handlers).boxed()).collect();
+        let chains = chains(parts);
+        let making: Vec<_> = parts
+            .iter()
+            .zip(&chains)
+            .map(|(part, chain)| {
+                let made = self.part_snapshot(ctx, part, *chain, handlers);
+                let made = made.map(|made| match made {
+                    Err(CacheError::NeedsLower { .. }) => Ok(None),
+                    made => made.map(Some),
+                });
+                made.boxed()
+            })
+            .collect();
         let holds: Vec<Option<Arc<SnapshotHold>>> =
             stream::iter(making).buffered(CONCURRENT).try_collect().await?;
         if holds.iter().all(Option::is_some) {
             return Ok(holds.into_iter().flatten().collect());
         }
-        // Some layer links to files of those below it: it is unpacked once they are there.
+        // Some layer needs what is below it: it is unpacked once that is there.
         let mut below: Vec<Arc<SnapshotHold>> = Vec::with_capacity(parts.len());
-        let mut chain: Option<ChainId> = None;
-        for (part, hold) in parts.iter().zip(holds) {
-            let id = part.identity();
-            let here = chain.map_or(ChainId::of(id), |below| below.then(id));
-            chain = Some(here);
+        for ((part, here), hold) in parts.iter().zip(chains).zip(holds) {
             let hold = match (hold, &part.set) {
                 (Some(hold), _) => hold,
                 (None, ChangeSet::Blob(layer)) => {
@@ -225,21 +233,29 @@ impl Cache {
         Ok(below)
     }
 
-    /// The snapshot of a part's own files; `None` for a layer that can't be unpacked alone.
-    async fn part_snapshot(
+    /// The snapshot of a part's own files. `chain` is that of the part and those below it; a layer that can't be
+    /// unpacked without them and was not yet is [`CacheError::NeedsLower`].
+    pub(super) async fn part_snapshot(
         &self,
         ctx: &Ctx,
         part: &Part,
+        chain: ChainId,
         handlers: &DescHandlers,
-    ) -> Result<Option<Arc<SnapshotHold>>, CacheError> {
+    ) -> Result<Arc<SnapshotHold>, CacheError> {
         let layer = match &part.set {
             ChangeSet::Made(made) => {
                 let hold = Arc::new(self.0.snapshots.hold(made.snapshot.clone()).await);
                 let here = self.0.snapshots.is_present(hold.key())?;
-                return if here { Ok(Some(hold)) } else { Err(CacheError::NotFound { id: part.record }) };
+                return if here { Ok(hold) } else { Err(CacheError::NotFound { id: part.record }) };
             }
             ChangeSet::Blob(layer) => layer,
         };
+        let over = Arc::new(self.0.snapshots.hold(chain_key(chain)).await);
+        if self.0.snapshots.is_present(over.key())? {
+            // Files are for those who may have the blob.
+            self.admit(ctx, layer, handlers).await?;
+            return Ok(over);
+        }
         let target = Target {
             key: layer_key(layer.diff_id),
             of: Content::Layer(layer.diff_id),
@@ -247,11 +263,7 @@ impl Cache {
             lower: Vec::new(),
             alone: true,
         };
-        match self.unpack_into(ctx, layer, handlers, target).await {
-            Ok(hold) => Ok(Some(hold)),
-            Err(CacheError::NeedsLower { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.unpack_into(ctx, layer, handlers, target).await
     }
 
     /// The snapshot of the whole tree; `None` for no part.
@@ -300,13 +312,7 @@ impl Cache {
 
     /// The layers above the highest whole tree that is here.
     fn lacking<'p>(&self, parts: &'p [Part]) -> Result<Vec<&'p Layer>, CacheError> {
-        let chains = parts.iter().scan(None::<ChainId>, |chain, part| {
-            let id = part.identity();
-            let here = chain.map_or(ChainId::of(id), |below| below.then(id));
-            *chain = Some(here);
-            Some(here)
-        });
-        let chains: Vec<ChainId> = chains.collect();
+        let chains = chains(parts);
         let mut above = chains.len();
         while above > 0 && !self.0.snapshots.is_present(&chain_key(chains[above - 1]))? {
             above -= 1;
@@ -325,7 +331,7 @@ impl Cache {
     }
 
     /// The snapshot that `target` says, with the layer unpacked in it.
-    async fn unpack_into(
+    pub(super) async fn unpack_into(
         &self,
         ctx: &Ctx,
         layer: &Layer,
@@ -335,7 +341,7 @@ impl Cache {
         let hold = Arc::new(self.0.snapshots.hold(target.key.clone()).await);
         if self.0.snapshots.is_present(&target.key)? {
             // Files are for those who may have the blob.
-            self.0.content.admit(ctx, &layer.blob, handlers).await?;
+            self.admit(ctx, layer, handlers).await?;
             return Ok(hold);
         }
         let (sender, mut followers) = mpsc::unbounded_channel();
@@ -350,6 +356,7 @@ impl Cache {
                 (held, Err(_)) => {
                     let reader = self.0.content.open_held(held)?;
                     self.unpack_from(ctx, layer, handlers, target, Source::File(reader)).await?;
+                    self.note_index(layer)?;
                     return Ok(hold);
                 }
             },
@@ -381,7 +388,20 @@ impl Cache {
         } else {
             unpacked?;
         }
+        self.note_index(layer)?;
         Ok(hold)
+    }
+
+    /// Notes that there is an index of a layer, for those who may have its blob where it was had.
+    fn note_index(&self, layer: &Layer) -> Result<(), CacheError> {
+        let stat = self.0.content.stat(&layer.blob.digest)?;
+        let origins = stat.map(|stat| stat.origins).unwrap_or_default();
+        let registries = origins
+            .into_iter()
+            .filter(|known| known.proven && matches!(known.origin, Origin::Registry { .. }))
+            .map(|known| known.origin);
+        self.0.indexes.note(layer, registries);
+        Ok(())
     }
 
     async fn unpack_from(
@@ -456,6 +476,17 @@ impl Drop for Extracting {
             progress.complete();
         }
     }
+}
+
+/// The chain of each part with those below it.
+pub(super) fn chains(parts: &[Part]) -> Vec<ChainId> {
+    let chains = parts.iter().scan(None::<ChainId>, |chain, part| {
+        let id = part.identity();
+        let here = chain.map_or(ChainId::of(id), |below| below.then(id));
+        *chain = Some(here);
+        Some(here)
+    });
+    chains.collect()
 }
 
 /// A snapshot that is to be made.

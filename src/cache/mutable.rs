@@ -29,6 +29,7 @@ use tokio::sync::OnceCell;
 use super::Cache;
 use super::CacheError;
 use super::ImmutableRef;
+use super::Look;
 use super::live::Hold;
 use super::materialize::Tree;
 use super::record::BY_KEY;
@@ -67,9 +68,10 @@ pub struct MutableOptions {
     pub keys: Vec<String>,
     /// It stays when it is dropped, and can be had again.
     pub keep: bool,
-    /// The parent's files don't show and are not made: for changes that don't look at what they change. Ignored
-    /// where the snapshotter can't put layers on top of each other.
-    pub detached: bool,
+    /// The paths of the parent that the changes look at, or are made at; `None` is all of them. Others may not
+    /// show, and layers that say nothing of these paths are not made files. Ignored where the snapshotter can't
+    /// put layers on top of each other.
+    pub looks: Option<Vec<Look>>,
 }
 
 /// Kept file systems that somebody has.
@@ -133,10 +135,12 @@ impl Cache {
         options: MutableOptions,
     ) -> Result<MutableRef, CacheError> {
         let snapshots = &self.0.snapshots;
-        let holds = match parent {
-            Some(_) if options.detached && snapshots.stacks() => Vec::new(),
-            Some(parent) => self.stand_on(ctx, parent.parts(), parent.handlers()).await?,
-            None => Vec::new(),
+        let holds = match (parent, &options.looks) {
+            (Some(parent), Some(looks)) if parent.can_be_partial()? => {
+                self.stand_on_paths(ctx, parent.parts(), parent.handlers(), looks).await?
+            }
+            (Some(parent), _) => self.stand_on(ctx, parent.parts(), parent.handlers()).await?,
+            (None, _) => Vec::new(),
         };
         let parents: Vec<SnapshotKey> = holds.iter().map(|h| h.key().clone()).collect();
         let about = About {
@@ -229,7 +233,7 @@ impl Cache {
             record_type: row.record_type,
             keys: row.keys,
             keep: true,
-            detached: false,
+            looks: None,
         };
         Ok(MutableRef {
             inner: Some(Box::new(Inner {

@@ -1,8 +1,9 @@
 //! Records on a real store, over registries in memory that count what is asked of them.
 
 mod files;
-mod fixture;
+pub(crate) mod fixture;
 mod lazy;
 mod lifetime;
 mod model;
+mod paths;
 mod power;

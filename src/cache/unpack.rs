@@ -94,7 +94,7 @@ impl Cache {
         key: &SnapshotKey,
         below: Below,
     ) -> Result<(), CacheError> {
-        let snapshotter = self.0.snapshots.snapshotter();
+        let (snapshotter, indexes) = (self.0.snapshots.snapshotter(), self.0.indexes.clone());
         let (path, mounted, style) = match snapshotter.upper(key) {
             Some(path) => (path, None, WhiteoutStyle::Overlay),
             None => {
@@ -105,7 +105,7 @@ impl Cache {
         let work = self.0.tasks.spawn_blocking("unpack layer", move || {
             let unpack = |source: ApplyError| match source {
                 ApplyError::NeedsLower { .. } if matches!(below, Below::Unknown) => {
-                    CacheError::NeedsLower { digest }
+                    CacheError::NeedsLower { digest, implied: Arc::default() }
                 }
                 source => CacheError::Unpack { digest, source: Arc::new(source) },
             };
@@ -124,11 +124,15 @@ impl Cache {
                 && !applied.implied.is_empty()
             {
                 // Those directories would hide the owners and modes of the ones below.
-                return Err(CacheError::NeedsLower { digest });
+                return Err(CacheError::NeedsLower { digest, implied: applied.implied.into() });
             }
             match expected {
                 Some(expected) if applied.diff_id != expected => {
                     Err(CacheError::WrongDiffId { digest, expected, actual: applied.diff_id })
+                }
+                Some(expected) if matches!((&below, style), (Below::Unknown, WhiteoutStyle::Overlay)) => {
+                    indexes.write(expected, &applied.index);
+                    Ok(())
                 }
                 _ => Ok(()),
             }

@@ -16,7 +16,9 @@ use super::convert::Understands;
 use super::files;
 use super::files::FilesError;
 use super::files::ReadRange;
+use crate::cache::Look;
 use crate::cache::RecordId;
+use crate::cache::Want;
 use crate::fs::Root;
 use crate::identity::Identity;
 use crate::identity::convert::worker_record;
@@ -126,11 +128,12 @@ impl GatewayService {
 }
 
 impl GatewayService {
-    /// Makes the files of a ref, and looks into them.
+    /// Looks into the files of a ref, of which only those `at` a path are made.
     async fn with_files<T: Send + 'static>(
         &self,
         job: &Job<Worker>,
         reference: &str,
+        at: Look,
         look: impl FnOnce(&Root) -> Result<T, FilesError> + Send + 'static,
     ) -> Result<T, Status> {
         let found = match job.bridge().left(reference) {
@@ -148,7 +151,7 @@ impl GatewayService {
         };
         let ctx = job.ctx();
         let looked = async {
-            let tree = Box::pin(found.mount(&ctx)).await;
+            let tree = Box::pin(found.mount_paths(&ctx, &[at])).await;
             let tree = tree.map_err(|error| Status::new(code_of(&error), error.to_string()))?;
             let looked = self.worker.tasks().spawn_blocking("read files", move || {
                 let root = Root::open(tree.path())?;
@@ -346,8 +349,9 @@ impl LlbBridge for GatewayService {
         let job = self.job(request.metadata()).await?;
         let wire::ReadFileRequest { r#ref, file_path, range, .. } = request.into_inner();
         let range = range.map(|range| ReadRange { offset: range.offset, length: range.length });
+        let at = Look::at(&file_path);
         let read = move |root: &Root| files::read_file(root, &file_path, range);
-        let data = self.with_files(&job, &r#ref, read).await?.into();
+        let data = self.with_files(&job, &r#ref, at, read).await?.into();
         Ok(Response::new(wire::ReadFileResponse { data }))
     }
 
@@ -357,8 +361,9 @@ impl LlbBridge for GatewayService {
     ) -> Result<Response<wire::ReadDirResponse>, Status> {
         let job = self.job(request.metadata()).await?;
         let wire::ReadDirRequest { r#ref, dir_path, include_pattern, .. } = request.into_inner();
+        let at = Look { want: Want::Tree, ..Look::at(&dir_path) };
         let list = move |root: &Root| files::read_dir(root, &dir_path, &include_pattern);
-        let entries = self.with_files(&job, &r#ref, list).await?;
+        let entries = self.with_files(&job, &r#ref, at, list).await?;
         let entries = entries.iter().map(FileStat::encode).collect();
         Ok(Response::new(wire::ReadDirResponse { entries }))
     }
@@ -369,7 +374,8 @@ impl LlbBridge for GatewayService {
     ) -> Result<Response<wire::StatFileResponse>, Status> {
         let job = self.job(request.metadata()).await?;
         let wire::StatFileRequest { r#ref, path, .. } = request.into_inner();
-        let stat = self.with_files(&job, &r#ref, move |root| files::stat_file(root, &path)).await?;
+        let at = Look::at(&path);
+        let stat = self.with_files(&job, &r#ref, at, move |root| files::stat_file(root, &path)).await?;
         Ok(Response::new(wire::StatFileResponse { stat: Some(stat.encode()) }))
     }
 

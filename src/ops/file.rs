@@ -6,7 +6,8 @@
 //! # Lazy bases
 //!
 //! A base whose bytes are elsewhere is not fetched for changes that are the same on any base: [`blind`] says which
-//! these are. Everything else looks into its base, all of which is made here first.
+//! these are. Everything else looks into its base at the paths that it changes, which [`onto`] lists: only layers
+//! that cover these are made here. What is copied from is read as [`Reads`] says.
 //!
 //! # Cache keys
 //!
@@ -21,9 +22,10 @@
 mod act;
 mod blind;
 mod copy;
+mod onto;
 mod owner;
 mod unpack;
-mod wildcard;
+pub(super) mod wildcard;
 
 use std::collections::BTreeMap;
 use std::path::Component;
@@ -44,17 +46,21 @@ use super::op::Owner;
 use super::op::Principal;
 use super::op::Wildcard;
 use super::operate::OpError;
+use super::reads::Reads;
 use crate::archive::ArchiveError;
 use crate::cache::Cache;
 use crate::cache::CacheError;
 use crate::cache::ImmutableRef;
+use crate::cache::Look;
 use crate::cache::MutableOptions;
 use crate::cache::MutableRef;
 use crate::cache::Tree;
 use crate::ctx::Ctx;
 use crate::fs::FsError;
+use crate::fs::Last;
 use crate::fs::Root;
 use crate::pattern::InvalidPattern;
+use crate::pattern::has_wildcards;
 use crate::task::TaskFailed;
 use crate::task::Tasks;
 
@@ -255,12 +261,12 @@ impl Run<'_> {
         let action: &FileAction = &self.op.actions[index];
         let base = self.base(index, action.base).await?;
         let from = match &action.change {
-            FileChange::Copy(copy) => Some(self.files(index, copy.from).await?),
+            FileChange::Copy(copy) => Some(self.files(index, copy.from, copied(copy)).await?),
             _ => None,
         };
         let owner = action.owner().cloned().unwrap_or(Owner { user: None, group: None });
-        let users = self.names(index, owner.user.as_ref()).await?;
-        let groups = self.names(index, owner.group.as_ref()).await?;
+        let users = self.names(index, owner.user.as_ref(), owner::PASSWD).await?;
+        let groups = self.names(index, owner.group.as_ref(), owner::GROUP).await?;
         let act = act::Act {
             action: action.clone(),
             base: base.mount().await.map_err(|error| self.failed(index, error))?,
@@ -294,46 +300,60 @@ impl Run<'_> {
             },
         };
         let description = if self.name.is_empty() { "fileop target" } else { self.name };
-        let detached = match &parent {
-            Some(parent) => self.needs_no_look(index, input, parent).await?,
-            None => false,
+        let looks = match &parent {
+            Some(parent) => self.looks(index, parent).await?,
+            None => None,
         };
         let options =
-            MutableOptions { description: description.to_owned(), detached, ..MutableOptions::default() };
+            MutableOptions { description: description.to_owned(), looks, ..MutableOptions::default() };
         let made = self.cache.create(self.ctx, parent.as_ref(), options).await;
         made.map_err(|error| self.input_failed(index, input, error))
     }
 
-    /// True if the action, and those that go on where it ends, need not look at a base that is elsewhere.
-    async fn needs_no_look(
-        &mut self,
-        index: usize,
-        input: FileInput,
-        parent: &ImmutableRef,
-    ) -> Result<bool, OpError> {
-        let presence = self.cache.presence(&parent.id()).map_err(|error| self.failed(index, error))?;
-        if presence.is_none_or(|presence| presence.resident == presence.layers) {
-            return Ok(false);
+    /// What the action, and those that go on where it ends, look at of a base that is elsewhere; `None` is all of
+    /// it.
+    async fn looks(&self, index: usize, parent: &ImmutableRef) -> Result<Option<Vec<Look>>, OpError> {
+        if !parent.can_be_partial().map_err(|error| self.failed(index, error))? {
+            return Ok(None);
         }
+        let presence = self.cache.presence(&parent.id()).map_err(|error| self.failed(index, error))?;
+        let elsewhere = presence.is_some_and(|presence| presence.resident < presence.layers);
+        let (mut blind, mut looks, mut before) = (elsewhere, Vec::new(), onto::Makes::default());
         let mut chain = Some(index);
         while let Some(index) = chain {
-            let action = &self.op.actions[index];
-            if !blind::may_be(action, input) {
-                return Ok(false);
+            // A link that was made leads to paths that nobody has asked for.
+            if before.links {
+                return Ok(None);
             }
-            if let FileChange::Copy(copy) = &action.change {
-                // What is made by another action of the op is not there yet.
-                if matches!(copy.from, FileInput::Action(_)) {
-                    return Ok(false);
+            let action = &self.op.actions[index];
+            blind &= blind::may_be(&action.change);
+            match &action.change {
+                FileChange::Copy(copy) => {
+                    // What is made by another action of the op may not be there yet.
+                    if matches!(copy.from, FileInput::Action(_)) {
+                        return Ok(None);
+                    }
+                    let files = self.files(index, copy.from, copied(copy)).await?;
+                    let (tree, asked) = (Arc::clone(&files.tree), CopyFiles::clone(copy));
+                    let look = move || onto::copy(&Root::open(tree.path())?, &asked);
+                    let looked = self.tasks.spawn_blocking("file action", look).await;
+                    let copied = match looked.map_err(|error| self.failed(index, error))? {
+                        Ok(Some(copied)) => copied,
+                        Ok(None) => return Ok(None),
+                        // It will fail in its turn.
+                        Err(_) => {
+                            looks.push(onto::destination(copy));
+                            return Ok(Some(looks));
+                        }
+                    };
+                    blind &= copied.only_files;
+                    before = copied.makes;
+                    looks.extend(copied.looks);
                 }
-                let (files, copy) = (self.files(index, copy.from).await?, CopyFiles::clone(copy));
-                let tree = Arc::clone(&files.tree);
-                let look = move || blind::only_files(&Root::open(tree.path())?, &copy);
-                let looked = self.tasks.spawn_blocking("file action", look).await;
-                match looked.map_err(|error| self.failed(index, error))? {
-                    Ok(true) => {}
-                    Ok(false) => return Ok(false),
-                    Err(error) => return Err(self.failed(index, error)),
+                change => {
+                    let Some(look) = onto::look(change) else { return Ok(None) };
+                    before = onto::Makes { links: matches!(change, FileChange::Symlink(_)) };
+                    looks.push(look);
                 }
             }
             chain = match self.uses[index] {
@@ -343,11 +363,11 @@ impl Run<'_> {
                 _ => None,
             };
         }
-        Ok(true)
+        Ok(Some(if blind { Vec::new() } else { looks }))
     }
 
-    /// The files of something that is only read.
-    async fn files(&self, index: usize, input: FileInput) -> Result<Files, OpError> {
+    /// The files of something that is only read, where `reads` says.
+    async fn files(&self, index: usize, input: FileInput, reads: Reads) -> Result<Files, OpError> {
         let made = match input {
             FileInput::Scratch => None,
             FileInput::Input(n) => self.inputs.get(n).cloned().flatten(),
@@ -358,7 +378,7 @@ impl Run<'_> {
         };
         match made {
             Some(made) => {
-                let tree = made.mount(self.ctx).await;
+                let tree = reads.mount(self.ctx, self.tasks, &made).await;
                 let tree = tree.map_err(|error| self.input_failed(index, input, error))?;
                 Ok(Files { tree, _empty: None })
             }
@@ -373,13 +393,20 @@ impl Run<'_> {
     }
 
     /// The files that say what a name means. The empty file system has no names.
-    async fn names(&self, index: usize, principal: Option<&Principal>) -> Result<Option<Arc<Tree>>, OpError> {
+    async fn names(
+        &self,
+        index: usize,
+        principal: Option<&Principal>,
+        file: &str,
+    ) -> Result<Option<Arc<Tree>>, OpError> {
         let Some(Principal::Name { input, .. }) = principal else { return Ok(None) };
         let empty = matches!(input, FileInput::Input(n) if !matches!(self.inputs.get(*n), Some(Some(_))));
         if empty {
             return Ok(None);
         }
-        Ok(Some(self.files(index, *input).await?.tree))
+        let mut reads = Reads::default();
+        reads.path(file, Last::Follow);
+        Ok(Some(self.files(index, *input, reads).await?.tree))
     }
 
     fn failed(&self, index: usize, error: impl Into<FileError>) -> OpError {
@@ -407,8 +434,23 @@ struct Files {
     _empty: Option<MutableRef>,
 }
 
+/// What a copy reads of its source.
+fn copied(copy: &CopyFiles) -> Reads {
+    let mut reads = Reads::default();
+    let last = if copy.follow_symlink { Last::Follow } else { Last::Keep };
+    let wildcard = copy.wildcard != Wildcard::No;
+    reads.named(&copy.src, wildcard, last);
+    // What a link leads to may be an archive.
+    match copy.unpack {
+        true if wildcard && has_wildcards(&copy.src) => reads.named(&copy.src, wildcard, Last::Follow),
+        true => reads.path(&copy.src, Last::Follow),
+        false => {}
+    }
+    reads
+}
+
 /// The path, relative, with every `.` and `..` resolved by its text alone. What leads out of the root is the root.
-fn lexical(path: &Path) -> PathBuf {
+pub(super) fn lexical(path: &Path) -> PathBuf {
     let mut cleaned = PathBuf::new();
     for component in path.components() {
         match component {

@@ -39,11 +39,13 @@ use tokio::sync::Semaphore;
 use super::cache_map::ContentDigest;
 use super::cache_map::InputKey;
 use super::operate::OpError;
+use super::reads::Reads;
 use crate::cache::CacheError;
 use crate::cache::ImmutableRef;
 use crate::cache::RecordId;
 use crate::ctx::Ctx;
 use crate::fs::FsError;
+use crate::fs::Last;
 use crate::fs::Root;
 use crate::oci::Digest;
 use crate::pattern::InvalidPattern;
@@ -229,7 +231,12 @@ impl ContentHasher {
         result: &ImmutableRef,
         selectors: Arc<[Selector]>,
     ) -> Result<Digest, HashError> {
-        let tree = result.mount(ctx).await?;
+        let mut reads = Reads::default();
+        for selector in selectors.iter() {
+            let last = if selector.follow { Last::Follow } else { Last::Keep };
+            reads.named(&selector.path, selector.wildcard, last);
+        }
+        let tree = reads.mount(ctx, &self.0.tasks, result).await?;
         let cancel = ctx.cancel().child_token();
         let _guard = cancel.clone().drop_guard();
         let work = move || {

@@ -287,7 +287,9 @@ fn cache(error: &CacheError) -> Code {
         CacheError::Db(inner) => db(inner),
         CacheError::Content(inner) => content(inner),
         CacheError::Cancelled => Code::Cancelled,
-        CacheError::NeedsLower { .. } | CacheError::Empty | CacheError::Task(_) => Code::Internal,
+        CacheError::NeedsLower { .. } | CacheError::Look(_) | CacheError::Empty | CacheError::Task(_) => {
+            Code::Internal
+        }
     }
 }
 

@@ -135,8 +135,13 @@ async fn a_layer_that_is_not_what_its_config_says_is_refused_and_leaves_nothing(
 async fn a_change_that_does_not_look_at_its_base_leaves_it_lazy() {
     let f = Fixture::new();
     let base = image(&f, &["a", "b"]).await;
-    let made =
-        written(&f, Some(&base), "c", MutableOptions { detached: true, ..MutableOptions::default() }).await;
+    let made = written(
+        &f,
+        Some(&base),
+        "c",
+        MutableOptions { looks: Some(Vec::new()), ..MutableOptions::default() },
+    )
+    .await;
     let layers = made.layers(&ctx(), &LayerOptions::default()).await.unwrap();
     assert_eq!(layers.len(), 3);
     assert_eq!(f.opens(), 0, "no byte of the base was read");

@@ -43,12 +43,12 @@ use crate::task::Tasks;
 
 /// What all registries have, by digest.
 #[derive(Debug, Default)]
-pub(super) struct Registries {
+pub(crate) struct Registries {
     blobs: Mutex<HashMap<Digest, Bytes>>,
-    pub(super) opens: AtomicU64,
-    pub(super) probes: AtomicU64,
+    pub(crate) opens: AtomicU64,
+    pub(crate) probes: AtomicU64,
     /// Nobody gets a byte before as many are open as it says.
-    pub(super) barrier: Mutex<Option<Arc<Barrier>>>,
+    pub(crate) barrier: Mutex<Option<Arc<Barrier>>>,
 }
 
 /// One repository, or a client's store.
@@ -90,18 +90,18 @@ impl Connect for Ways {
     }
 }
 
-pub(super) struct Fixture {
+pub(crate) struct Fixture {
     directory: tempfile::TempDir,
-    pub(super) registries: Arc<Registries>,
-    pub(super) db: Db,
-    pub(super) content: ContentStore,
-    pub(super) cache: Cache,
-    pub(super) snapshotter: Arc<dyn Snapshotter>,
+    pub(crate) registries: Arc<Registries>,
+    pub(crate) db: Db,
+    pub(crate) content: ContentStore,
+    pub(crate) cache: Cache,
+    pub(crate) snapshotter: Arc<dyn Snapshotter>,
     tasks: Tasks,
 }
 
 impl Fixture {
-    pub(super) fn new() -> Fixture {
+    pub(crate) fn new() -> Fixture {
         Fixture::open(tempfile::tempdir().unwrap(), Arc::default(), BootId::named("first"))
     }
 
@@ -122,7 +122,7 @@ impl Fixture {
     }
 
     /// Stops as a daemon does, and starts again. Refs must be dropped before.
-    pub(super) async fn restart(self) -> Fixture {
+    pub(crate) async fn restart(self) -> Fixture {
         self.restart_in("first", |_| {}).await
     }
 
@@ -137,7 +137,7 @@ impl Fixture {
     }
 
     /// A layer that the registries have, of some bytes made of `name`.
-    pub(super) fn layer(&self, name: &str) -> Layer {
+    pub(crate) fn layer(&self, name: &str) -> Layer {
         let bytes = Bytes::from(format!("layer {name}").repeat(20));
         let blob = Descriptor::of(media_type::OCI_LAYER_GZIP, &bytes);
         self.registries.blobs.lock().unwrap().insert(blob.digest, bytes);
@@ -145,12 +145,17 @@ impl Fixture {
     }
 
     /// A layer that the registries have, with these files.
-    pub(super) fn tar_layer(&self, files: &[(&str, &str)]) -> Layer {
+    pub(crate) fn tar_layer(&self, files: &[(&str, &str)]) -> Layer {
+        let entries = files.iter().map(|(name, text)| (Entry::new(*name, EntryKind::File), text.as_bytes()));
+        self.layer_of(entries)
+    }
+
+    /// A layer that the registries have, with these entries. Sizes are those of the data.
+    pub(crate) fn layer_of<'d>(&self, entries: impl IntoIterator<Item = (Entry, &'d [u8])>) -> Layer {
         let mut writer = Writer::new(Vec::new());
-        for (name, text) in files {
-            let mut entry = Entry::new(*name, EntryKind::File);
-            entry.size = text.len() as u64;
-            writer.append(&entry, text.as_bytes()).unwrap();
+        for (mut entry, data) in entries {
+            entry.size = data.len() as u64;
+            writer.append(&entry, data).unwrap();
         }
         let tar = writer.finish().unwrap();
         let mut encoder = Encoder::new(Vec::new(), Compression::Gzip, None).unwrap();
@@ -162,7 +167,7 @@ impl Fixture {
     }
 
     /// Waits until the snapshotter has as many snapshots: some go behind.
-    pub(super) async fn snapshots_settle(&self, count: usize) {
+    pub(crate) async fn snapshots_settle(&self, count: usize) {
         for _ in 0..600 {
             if self.snapshotter.walk().await.unwrap().len() == count {
                 return;
@@ -172,11 +177,11 @@ impl Fixture {
         panic!("left: {:?}", self.snapshotter.walk().await.unwrap());
     }
 
-    pub(super) fn layers(&self, names: impl IntoIterator<Item = impl ToString>) -> Vec<Layer> {
+    pub(crate) fn layers(&self, names: impl IntoIterator<Item = impl ToString>) -> Vec<Layer> {
         names.into_iter().map(|name| self.layer(&name.to_string())).collect()
     }
 
-    pub(super) fn handlers(&self, layers: &[Layer], origin: &Origin) -> DescHandlers {
+    pub(crate) fn handlers(&self, layers: &[Layer], origin: &Origin) -> DescHandlers {
         let mut handlers = DescHandlers::new();
         for layer in layers {
             let provider = Repository { registries: Arc::clone(&self.registries), origin: origin.clone() };
@@ -185,11 +190,21 @@ impl Fixture {
         handlers
     }
 
-    pub(super) fn opens(&self) -> u64 {
+    /// Files that say what layers have.
+    pub(crate) fn indexes(&self) -> Vec<std::path::PathBuf> {
+        let entries = std::fs::read_dir(self.directory.path().join("indexes"));
+        entries.into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    pub(crate) fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    pub(crate) fn opens(&self) -> u64 {
         self.registries.opens.load(Ordering::SeqCst)
     }
 }
 
-pub(super) fn repository(name: &str) -> Origin {
+pub(crate) fn repository(name: &str) -> Origin {
     Origin::registry("r.example", name)
 }

@@ -403,7 +403,7 @@ struct Chosen {
 }
 
 /// The last part of a path: none of `/` and of `/a/.`.
-fn base_name(path: &Path) -> Option<OsString> {
+pub(super) fn base_name(path: &Path) -> Option<OsString> {
     let dot = path.as_os_str().as_bytes().ends_with(b"/.");
     lexical(path).file_name().filter(|_| !dot).map(OsString::from)
 }

@@ -16,8 +16,8 @@ use crate::ops::op::Principal;
 /// Bytes of a passwd or group file at most.
 const MAX_FILE: u64 = 10 << 20;
 
-const PASSWD: &str = "/etc/passwd";
-const GROUP: &str = "/etc/group";
+pub(super) const PASSWD: &str = "/etc/passwd";
+pub(super) const GROUP: &str = "/etc/group";
 
 /// The IDs that `owner` stands for. `users` and `groups` are the file systems that its names are of.
 pub(super) fn resolve(

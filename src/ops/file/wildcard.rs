@@ -13,7 +13,7 @@ use crate::pattern::split_wildcards;
 /// The paths beneath `root` that match, sorted by component. Symbolic links are followed before the first
 /// wildcard, at its end where `last` says so, and not from there on. A path without a wildcard is itself,
 /// whether it exists or not.
-pub(super) fn resolve(root: &Root, pattern: &str, last: Last) -> Result<Vec<PathBuf>, FileError> {
+pub(in crate::ops) fn resolve(root: &Root, pattern: &str, last: Last) -> Result<Vec<PathBuf>, FileError> {
     let (before, wild) = split_wildcards(&format!("/{pattern}"));
     if wild.is_empty() {
         return Ok(vec![PathBuf::from(before)]);

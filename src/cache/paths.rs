@@ -1,0 +1,363 @@
+//! A state is looked into: [`ImmutableRef::mount_paths`] makes as few of its layers files as give the same
+//! answers at some paths as all of them would.
+//!
+//! ```text
+//!   looks: /etc/os-release          top   e   nothing at the path: not needed
+//!                                         d   etc/            -> goes on below
+//!   opened one after the other,           c   etc/os-release -> usr/lib/os-release, and again from the top
+//!   from the top, until all               b   usr/lib/os-release: decided
+//!   is decided                     bottom a   never opened
+//!
+//!   mounted: c and b
+//! ```
+//!
+//! # Invariants
+//!
+//! - Every path that was looked at is in the mounted tree what it is in the state, missing ones included, and so
+//!   is everything that a link on the way leads to. What is not on such a path may be missing or be that of a
+//!   layer further down.
+//! - A layer is fetched only if the answer depends on it, given what is known of those above it.
+//! - A layer that was opened is unpacked into its own snapshot, as for anybody who needs all of the files. Nothing
+//!   that is done here is done again.
+//! - Whoever looks may have the blobs of all layers that he is told of: what is known of a layer counts only for
+//!   those whom the content store admits to its blob.
+//!
+//! # How many at a time
+//!
+//! A file is looked for in one layer after the other: whether the next one is needed is known only then. All layers
+//! that can say something of a directory's contents are needed, once it is found: those are opened at the same time.
+//! What several looks wait for is opened at the same time as well.
+//!
+//! # Layers that imply directories
+//!
+//! A layer without entries for the directories of its files says nothing of them, and where one of them is a link
+//! below, its files are elsewhere. Such a layer can't be unpacked alone. It is opened over what the layers below say
+//! of these directories, which is a look at the state below.
+//!
+//! # Cancellation
+//!
+//! As [`materialize`](super::materialize): may be dropped, and what was opened stays.
+
+mod known;
+mod survey;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use futures::StreamExt as _;
+use futures::TryStreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream;
+
+use super::Cache;
+use super::CacheError;
+use super::ImmutableRef;
+use super::Tree;
+use super::materialize::CONCURRENT;
+use super::materialize::Target;
+use super::materialize::chains;
+use super::record::ChangeSet;
+use super::record::Layer;
+use super::record::Part;
+use super::snapshots::Content;
+use super::snapshots::SnapshotHold;
+use super::snapshots::chain_key;
+use super::snapshots::layer_key;
+use crate::content::DescHandlers;
+use crate::content::FetchError;
+use crate::content::Origin;
+use crate::ctx::Ctx;
+use crate::fs::Last;
+use crate::fs::Root;
+use crate::oci::ChainId;
+use crate::pattern::Glob;
+use crate::pattern::InvalidPattern;
+use crate::snapshot::LayerIndex;
+use crate::snapshot::SnapshotError;
+use known::Known;
+use survey::Survey;
+
+/// A path of a state that somebody looks at. Symlinks on the way resolve beneath the root.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// From the root; `..` goes up from where the links before it lead.
+    pub path: PathBuf,
+    /// Whether a link at the end is followed.
+    pub last: Last,
+    pub want: Want,
+    /// Something is to be changed there: the attributes of the directories on the way count as well, which the
+    /// change set will have.
+    pub to_change: bool,
+}
+
+/// What somebody looks at.
+#[derive(Clone, Debug)]
+pub enum Want {
+    /// What is there; of a directory, itself and nothing in it.
+    Entry,
+    /// What is there, and all that is in it.
+    Tree,
+    /// All beneath the path that matches, each with what is in it.
+    Matching(Pattern),
+}
+
+/// A pattern for paths, and for the directories on the way to what it matches.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    /// By number of components, from one.
+    levels: Vec<Glob>,
+}
+
+impl Pattern {
+    /// Of a relative pattern with one component at least.
+    pub fn new(pattern: &str) -> Result<Pattern, InvalidPattern> {
+        let ends = pattern.match_indices('/').map(|(at, _)| at).chain([pattern.len()]);
+        let levels = ends.map(|end| Glob::new(&pattern[..end])).collect::<Result<_, _>>()?;
+        Ok(Pattern { levels })
+    }
+
+    /// True for a path that matches, and for all beneath it.
+    pub(super) fn matches_beneath(&self, path: &[u8]) -> bool {
+        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        let top = ends.chain([path.len()]).nth(self.levels.len() - 1);
+        top.is_some_and(|end| self.levels.last().is_some_and(|glob| glob.matches(&path[..end])))
+    }
+
+    /// True for a path above some that match.
+    fn matches_above(&self, path: &[u8]) -> bool {
+        let depth = path.split(|byte| *byte == b'/').count();
+        depth < self.levels.len() && self.levels[depth - 1].matches(path)
+    }
+}
+
+impl Look {
+    /// A look at what a path is; a link at the end is followed.
+    pub fn at(path: impl Into<PathBuf>) -> Look {
+        Look { path: path.into(), last: Last::Follow, want: Want::Entry, to_change: false }
+    }
+}
+
+impl ImmutableRef {
+    /// True if some layers can show without the others, and not all are here as files: it pays to say which paths
+    /// somebody looks at.
+    pub fn can_be_partial(&self) -> Result<bool, CacheError> {
+        let snapshots = &self.cache().0.snapshots;
+        Ok(snapshots.stacks() && snapshots.have_files(self.parts())?.contains(&false))
+    }
+
+    /// A tree that has the paths of `looks` as the state has them, to be read. Layers that say nothing of them are
+    /// neither fetched nor unpacked, unless the snapshotter can't put layers on top of each other.
+    ///
+    /// Cancellation safe.
+    pub async fn mount_paths(&self, ctx: &Ctx, looks: &[Look]) -> Result<Arc<Tree>, CacheError> {
+        let cache = self.cache();
+        if !self.can_be_partial()? {
+            return self.mount(ctx).await;
+        }
+        let holds = cache.stand_on_paths(ctx, self.parts(), self.handlers(), looks).await?;
+        if holds.len() == self.parts().len() {
+            return self.mount(ctx).await;
+        }
+        Ok(Arc::new(cache.view(holds).await?))
+    }
+}
+
+/// What is known of a layer.
+#[derive(Clone)]
+enum State {
+    /// Nobody has looked yet.
+    Unseen,
+    /// Nothing: it has to be opened.
+    Closed,
+    Known(Known),
+}
+
+impl Cache {
+    /// The snapshots that a snapshot must have as parents to have the paths of `looks`, made where they are
+    /// missing. For snapshotters that stack.
+    pub(super) async fn stand_on_paths(
+        &self,
+        ctx: &Ctx,
+        parts: &[Part],
+        handlers: &DescHandlers,
+        looks: &[Look],
+    ) -> Result<Vec<Arc<SnapshotHold>>, CacheError> {
+        let mut states = vec![State::Unseen; parts.len()];
+        let chains = chains(parts);
+        let looks: Arc<[Look]> = looks.into();
+        // The root's own attributes are those of what is on top, which costs nothing if it was made here.
+        let top = parts.last().filter(|part| matches!(part.set, ChangeSet::Made(_)));
+        let top = top.map(|_| parts.len() - 1);
+        loop {
+            let known: Vec<Option<Known>> = states
+                .iter()
+                .map(|state| match state {
+                    State::Known(known) => Some(known.clone()),
+                    State::Unseen | State::Closed => None,
+                })
+                .collect();
+            let asked = Arc::clone(&looks);
+            let survey = self.0.tasks.spawn_blocking("survey layers", move || survey::run(&known, &asked));
+            let wanted: BTreeSet<usize> = match survey.await?? {
+                Survey::Undecided { layers } => layers,
+                Survey::Decided { mut layers } => {
+                    layers.extend(top);
+                    let opened = |layer: &usize| states[*layer].hold();
+                    if let Some(holds) = layers.iter().map(opened).collect::<Option<Vec<_>>>() {
+                        return Ok(holds);
+                    }
+                    layers.into_iter().filter(|layer| states[*layer].hold().is_none()).collect()
+                }
+            };
+            let unseen: Vec<usize> =
+                wanted.iter().copied().filter(|layer| matches!(states[*layer], State::Unseen)).collect();
+            // What is here costs less than what is not, and may decide as much.
+            for &layer in &unseen {
+                states[layer] = self.see(ctx, &parts[layer], chains[layer], handlers).await?;
+            }
+            if !unseen.is_empty() {
+                continue;
+            }
+            let opening: Vec<_> = wanted
+                .iter()
+                .map(|&layer| {
+                    let open = self.open_layer(ctx, parts, layer, &chains, handlers);
+                    async move { Ok::<_, CacheError>((layer, open.await?)) }.boxed()
+                })
+                .collect();
+            let mut opening = stream::iter(opening).buffer_unordered(CONCURRENT);
+            while let Some((layer, hold)) = opening.try_next().await? {
+                states[layer] = State::Known(self.files_of(hold)?);
+            }
+        }
+    }
+
+    /// What is known of a part without any of its bytes being fetched.
+    async fn see(
+        &self,
+        ctx: &Ctx,
+        part: &Part,
+        chain: ChainId,
+        handlers: &DescHandlers,
+    ) -> Result<State, CacheError> {
+        let snapshots = &self.0.snapshots;
+        let keys = match &part.set {
+            ChangeSet::Made(made) => vec![made.snapshot.clone()],
+            ChangeSet::Blob(layer) => vec![layer_key(layer.diff_id), chain_key(chain)],
+        };
+        for key in keys {
+            let hold = Arc::new(snapshots.hold(key).await);
+            if snapshots.is_present(hold.key())? {
+                if let Some(layer) = part.blob() {
+                    self.admit(ctx, layer, handlers).await?;
+                }
+                return Ok(State::Known(self.files_of(hold)?));
+            }
+        }
+        match part.blob() {
+            Some(layer) => Ok(match self.index(ctx, layer, handlers).await? {
+                Some(index) => State::Known(Known::Index(index)),
+                None => State::Closed,
+            }),
+            None => Err(CacheError::NotFound { id: part.record }),
+        }
+    }
+
+    /// The index of a layer that was unpacked here before, if whoever asks may have the blob. Who can't show that
+    /// with a question has to show it with the bytes.
+    async fn index(
+        &self,
+        ctx: &Ctx,
+        layer: &Layer,
+        handlers: &DescHandlers,
+    ) -> Result<Option<Arc<LayerIndex>>, CacheError> {
+        let digest = layer.blob.digest;
+        let had = self.0.indexes.origins(layer)?;
+        let offered: Vec<Origin> =
+            handlers.get(&digest).iter().filter_map(|handler| handler.provider.origin()).collect();
+        let host = |origin: &Origin| match origin {
+            Origin::Registry { host, .. } => Some(host.clone()),
+            Origin::SessionStore { .. } => None,
+        };
+        let known =
+            |offered: &Origin| host(offered).is_some() && had.iter().any(|o| host(o) == host(offered));
+        if had.is_empty() || !offered.iter().any(known) {
+            return Ok(None);
+        }
+        match self.admit(ctx, layer, handlers).await {
+            Ok(()) => self.0.indexes.load(layer.diff_id).await,
+            Err(CacheError::Fetch(FetchError::Cancelled { .. })) => Err(CacheError::Cancelled),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Fails unless whoever asks may have the layer's blob, and so its files. Where the blob was had before counts,
+    /// whether a row of it is left or not.
+    pub(super) async fn admit(
+        &self,
+        ctx: &Ctx,
+        layer: &Layer,
+        handlers: &DescHandlers,
+    ) -> Result<(), CacheError> {
+        for origin in self.0.indexes.origins(layer)? {
+            self.0.content.recall(&layer.blob.digest, &origin).await?;
+        }
+        Ok(self.0.content.admit(ctx, &layer.blob, handlers).await?)
+    }
+
+    fn files_of(&self, hold: Arc<SnapshotHold>) -> Result<Known, CacheError> {
+        let upper = self.0.snapshots.snapshotter().upper(hold.key());
+        let root = upper.map(Root::open).transpose()?;
+        let root = root.ok_or_else(|| SnapshotError::NotFound { key: hold.key().clone() })?;
+        Ok(Known::Files { root, hold })
+    }
+
+    /// The snapshot of a part's own files, wherever it lies in the state.
+    fn open_layer<'a>(
+        &'a self,
+        ctx: &'a Ctx,
+        parts: &'a [Part],
+        layer: usize,
+        chains: &'a [ChainId],
+        handlers: &'a DescHandlers,
+    ) -> BoxFuture<'a, Result<Arc<SnapshotHold>, CacheError>> {
+        let part = &parts[layer];
+        let opened = async move {
+            let implied = match self.part_snapshot(ctx, part, chains[layer], handlers).await {
+                Ok(hold) => return Ok(hold),
+                Err(CacheError::NeedsLower { implied, .. }) => implied,
+                Err(error) => return Err(error),
+            };
+            let Some(blob) = part.blob() else { return Err(CacheError::NotFound { id: part.record }) };
+            let below = &parts[..layer];
+            let lower = if implied.is_empty() {
+                // It links to files of layers below, whichever these are.
+                self.stand_on(ctx, below, handlers).await?
+            } else {
+                let look = |path: &PathBuf| Look { to_change: true, ..Look::at(path) };
+                let looks: Vec<Look> = implied.iter().map(look).collect();
+                self.stand_on_paths(ctx, below, handlers, &looks).await?
+            };
+            let target = Target {
+                key: chain_key(chains[layer]),
+                of: Content::Chain(part.record),
+                parents: Vec::new(),
+                lower,
+                alone: false,
+            };
+            self.unpack_into(ctx, blob, handlers, target).await
+        };
+        opened.boxed()
+    }
+}
+
+impl State {
+    fn hold(&self) -> Option<Arc<SnapshotHold>> {
+        match self {
+            State::Known(Known::Files { hold, .. }) => Some(Arc::clone(hold)),
+            State::Known(Known::Index(_)) | State::Unseen | State::Closed => None,
+        }
+    }
+}
