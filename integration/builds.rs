@@ -58,7 +58,7 @@ pub fn files(archive: &Path) -> BTreeMap<String, String> {
 }
 
 /// Nothing is in use, and pruning everything leaves nothing on the disk.
-async fn assert_no_leak(client: &Buildctl, daemon: &Daemon) {
+pub async fn assert_no_leak(client: &Buildctl, daemon: &Daemon) {
     assert_nothing_left(daemon).await;
     let listed = client.run(["du"], b"").await.success().stdout_text();
     let records = listed.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_hexdigit())).count();
@@ -233,7 +233,7 @@ async fn a_layer_is_unpacked_while_it_downloads() {
     let build = client.build(&run, &[]);
     let look = async {
         hold.reached().await;
-        let snapshots = daemon.root().join("snapshots");
+        let snapshots = daemon.root().join("snapshots").join("overlay");
         while !has_file(&snapshots, "noise-0") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

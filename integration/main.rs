@@ -17,6 +17,7 @@ mod laziness;
 mod lazy_images;
 mod load;
 mod networks;
+mod paths;
 mod registry;
 mod restart;
 mod same_bytes;
