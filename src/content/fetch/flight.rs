@@ -42,14 +42,11 @@ pub(in crate::content) struct Fetch {
 }
 
 /// How far a fetch is.
-#[derive(Clone, Debug)]
-enum Stage {
-    UnderWay,
-    /// The digest held. The file is on its way to its place, whoever leaves now.
-    Verified {
-        by: Option<u64>,
-    },
-    Ended(Outcome),
+#[derive(Clone, Debug, Default)]
+struct Stage {
+    /// The digest held. The file is on its way to its place, whoever leaves now and whatever becomes of it.
+    verified: Option<Outcome>,
+    ended: Option<Outcome>,
 }
 
 /// How a fetch ended.
@@ -106,7 +103,7 @@ pub(in crate::content) struct Waiter {
 impl Fetch {
     pub(super) fn new(descriptor: Descriptor, tasks: &Tasks) -> Fetch {
         let token = tasks.token().child_token();
-        let (aboard, stage) = (Mutex::default(), watch::Sender::new(Stage::UnderWay));
+        let (aboard, stage) = (Mutex::default(), watch::Sender::default());
         Fetch { descriptor, token, aboard, stage, written: Arc::default() }
     }
 
@@ -192,46 +189,36 @@ impl Fetch {
     /// Tells that the digest held: followers are at their end, and who needs no more goes on.
     pub(super) fn verify(&self, by: Option<u64>) {
         self.written.end(true);
-        self.stage.send_replace(Stage::Verified { by });
+        self.stage.send_modify(|stage| stage.verified = Some(Outcome::Arrived { by }));
     }
 
     pub(super) fn land(&self, outcome: Outcome) {
         self.aboard().closed = true;
         self.written.end(matches!(outcome, Outcome::Arrived { .. }));
-        self.stage.send_replace(Stage::Ended(outcome));
+        self.stage.send_modify(|stage| stage.ended = Some(outcome));
     }
 
     /// True from when the digest held until the end.
     pub(in crate::content) fn is_landing(&self) -> bool {
-        matches!(*self.stage.borrow(), Stage::Verified { .. })
+        let stage = self.stage.borrow();
+        stage.verified.is_some() && stage.ended.is_none()
     }
 
     /// Waits until the digest has held, or for another end.
     pub(super) async fn verified(&self) -> Outcome {
-        self.reached(|stage| match stage {
-            Stage::UnderWay => None,
-            Stage::Verified { by } => Some(Outcome::Arrived { by: *by }),
-            Stage::Ended(outcome) => Some(outcome.clone()),
-        })
-        .await
+        self.reached(|stage| stage.verified.as_ref().or(stage.ended.as_ref())).await
     }
 
     /// Waits for the end.
     pub(in crate::content) async fn landed(&self) -> Outcome {
-        self.reached(|stage| match stage {
-            Stage::Ended(outcome) => Some(outcome.clone()),
-            _ => None,
-        })
-        .await
+        self.reached(|stage| stage.ended.as_ref()).await
     }
 
-    async fn reached(&self, outcome: impl Fn(&Stage) -> Option<Outcome>) -> Outcome {
+    async fn reached(&self, outcome: impl Fn(&Stage) -> Option<&Outcome>) -> Outcome {
         let mut stage = self.stage.subscribe();
         let reached = stage.wait_for(|stage| outcome(stage).is_some()).await;
-        reached
-            .ok()
-            .and_then(|stage| outcome(&stage))
-            .expect("the sender is in self, and the wait was for this")
+        let reached = reached.ok().and_then(|stage| outcome(&stage).cloned());
+        reached.expect("the sender is in self, and the wait was for some")
     }
 
     fn aboard(&self) -> MutexGuard<'_, Aboard> {

@@ -39,6 +39,36 @@ async fn a_resident_blob_is_not_asked_for() {
     drop(first);
 }
 
+/// A command waited until the blobs of its base were synced, though it needed their files only.
+#[tokio::test]
+async fn who_reads_along_has_all_once_the_digest_held_whatever_becomes_of_the_file() {
+    let (f, all) = (Fixture::new(), bytes(1, SIZE));
+    let (blob, ctx) = (layer(&all), Ctx::background());
+    let fake = Fake::new(origin("a"), &all);
+    // Something is where the file belongs.
+    std::fs::create_dir(f.blob_path(&blob.digest)).unwrap();
+    let mut followers = Vec::new();
+    let mut follow = |follower| followers.push(follower);
+    let held = f.store.follow(&ctx, &blob, &fake.handlers(&blob), &mut follow).await.unwrap();
+    let mut read = Vec::new();
+    std::io::Read::read_to_end(&mut followers.pop().unwrap(), &mut read).unwrap();
+    assert_eq!(read, all);
+    let file = f.store.fetch(&ctx, &blob, &fake.handlers(&blob)).await;
+    assert!(matches!(file, Err(FetchError::Store { .. })), "{file:?}");
+    assert!(!f.store.is_resident(&blob));
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_collection_waits_for_the_file_of_a_fetch_that_nobody_waits_for() {
+    let (f, all) = (Fixture::new(), bytes(1, SIZE));
+    let (blob, ctx) = (layer(&all), Ctx::background());
+    let fake = Fake::new(origin("a"), &all);
+    drop(f.store.follow(&ctx, &blob, &fake.handlers(&blob), &mut drop).await.unwrap());
+    f.store.collect(std::time::Duration::ZERO).await.unwrap();
+    assert_eq!(f.bytes_on_disk(), 0);
+}
+
 #[tokio::test]
 async fn the_first_asker_may_leave_and_no_byte_comes_twice() {
     let (f, all) = (Fixture::new(), bytes(1, SIZE));

@@ -129,7 +129,12 @@ impl Operate for Ops {
         output
     }
 
+    fn has(&self, id: &ResultId) -> bool {
+        locked(&self.results).contains_key(&id.0)
+    }
+
     fn presence(&self, id: &ResultId) -> Presence {
+        locked(&self.log).push("compare".to_owned());
         match locked(&self.results).contains_key(&id.0) {
             true => Presence::Local,
             false => Presence::Missing,
@@ -221,6 +226,17 @@ async fn a_result_is_computed_once_and_then_known_across_jobs_and_restarts() {
         assert_eq!(house.ops.count(&format!("run {op}")), 1, "{op}");
     }
     assert_eq!(house.ops.count(&format!("load {value:x}")), 2, "nothing but the top is loaded");
+}
+
+/// A cached chain took the square of its length: at each step a look at all that it stands on.
+#[tokio::test]
+async fn a_result_without_a_rival_is_not_compared() {
+    let (house, plan) = (House::new(), chain());
+    house.solve(&plan, "", 2).await.unwrap();
+    let house = house.restart().await;
+    house.solve(&plan, "", 2).await.unwrap();
+    assert_eq!(house.ops.count("run top"), 1);
+    assert_eq!(house.ops.count("compare"), 0);
 }
 
 #[tokio::test]
