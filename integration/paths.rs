@@ -6,12 +6,12 @@ use thunk::proto::pb;
 
 use crate::builds::assert_no_leak;
 use crate::builds::files;
-use crate::builds::left;
 use crate::harness::Image;
 use crate::harness::Layer;
 use crate::harness::TestRegistry;
 use crate::harness::buildctl::Buildctl;
 use crate::harness::daemon::Daemon;
+use crate::harness::leaks::snapshots;
 use crate::harness::llb;
 use crate::harness::llb::State;
 
@@ -178,14 +178,13 @@ async fn a_base_that_was_pruned_is_still_known_and_fetches_the_layer_that_has_th
     f.files_of(&f.base()).await;
     f.assert_fetched(LAYERS);
     // What was in use a moment ago may be held a moment longer, and then stays until the next time.
-    let snapshots = f.daemon.root().join("snapshots");
     for _ in 0..200 {
         f.client.run(["prune"], b"").await.success();
-        if left(&snapshots) == 0 {
+        if snapshots(&f.daemon).is_empty() {
             break;
         }
     }
-    assert_eq!(left(&snapshots), 0);
+    assert_eq!(snapshots(&f.daemon), [""; 0]);
     f.registry.forget();
     let copied = copy(&f.base(), "/etc/file-7", |_| ());
     assert_eq!(f.files_of(&copied).await["out/file-7"], "bytes 07");

@@ -46,17 +46,23 @@ async fn left_in_client(client: &Client) -> Vec<String> {
         .collect()
 }
 
-fn left_on_disk(daemon: &Daemon) -> Vec<String> {
-    let root = daemon.root();
-    let mut left = Vec::new();
-    let kinds = names(&root.join("snapshots"));
+/// All that the snapshotter of a daemon has on its disk.
+pub fn snapshots(daemon: &Daemon) -> Vec<String> {
+    let root = daemon.root().join("snapshots");
+    let kinds = names(&root);
     assert!(!kinds.is_empty(), "no snapshotter has a directory here");
-    for kind in kinds {
-        let kind = root.join("snapshots").join(kind);
+    let mut found = Vec::new();
+    for kind in kinds.iter().map(|kind| root.join(kind)) {
         for directory in ["active", "views", "committed", "temporary", "mounts", "squashed"] {
-            left.extend(names(&kind.join(directory)).iter().map(|name| format!("{directory}/{name}")));
+            found.extend(names(&kind.join(directory)).iter().map(|name| format!("{directory}/{name}")));
         }
     }
+    found
+}
+
+fn left_on_disk(daemon: &Daemon) -> Vec<String> {
+    let root = daemon.root();
+    let mut left = snapshots(daemon);
     for directory in ["executor/bundles", "executor/netns", "executor/scratch", "content/ingest"] {
         left.extend(names(&root.join(directory)).iter().map(|name| format!("{directory}/{name}")));
     }
