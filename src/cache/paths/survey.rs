@@ -172,6 +172,14 @@ impl Surveyor<'_> {
         if look.to_change {
             self.needed.extend(directories.iter().copied());
         }
+        if matches!(end, End::Nothing) && directories.len() < names.len() {
+            // A directory that nothing is in still hides what is below and is none.
+            let mut path = Vec::new();
+            for (name, layer) in names.iter().zip(&directories) {
+                join(&mut path, name);
+                self.hiding.push((*layer, path.clone()));
+            }
+        }
         if directories.len() == names.len() {
             // This layer has all directories of the path.
             self.needed.extend(directories.last());
