@@ -7,7 +7,6 @@ use tonic::Code;
 use tonic::Status;
 
 use crate::harness::Attachables;
-use crate::harness::BlobSource;
 use crate::harness::Build;
 use crate::harness::Client;
 use crate::harness::Daemon;
@@ -15,14 +14,12 @@ use crate::harness::DaemonOptions;
 use crate::harness::Image;
 use crate::harness::Layer;
 use crate::harness::Loopback;
-use crate::harness::Op;
 use crate::harness::TestRegistry;
 use crate::harness::assert_nothing_left;
 use crate::harness::layer::busybox;
 use crate::harness::llb;
 use crate::harness::llb::Action;
 use crate::harness::llb::State;
-use crate::harness::sha256;
 
 const MIB: u64 = 1 << 20;
 
@@ -125,39 +122,4 @@ async fn a_result_that_does_not_fit_is_packed_once_there_is_space() {
     small.build(&Build::of(&ran)).await.expect("it fits");
     let build = Build::of(&ran).push(&small.registry.reference("copy", "large"));
     small.fails_until_there_is_space(build, 4 * MIB).await;
-}
-
-/// The disk fills up while a command runs that writes nothing: its result is noted, or refused for want of space.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_disk_without_a_byte_refuses_what_it_must_and_nothing_is_lost() {
-    let Some(small) = Small::new() else { return };
-    let Some(base) = small.base(Layer::files([("one", "1")])) else { return };
-    let first = llb::sh(&base, "echo first > /first");
-    small.build(&Build::of(&first)).await.expect("it fits");
-    let answer = b"the answer";
-    small.registry.put_blob("answers", sha256(answer), BlobSource::Bytes(answer.to_vec().into()));
-    let url = format!("http://{}/v2/answers/blobs/{}", small.registry.host(), sha256(answer));
-    let asked = llb::sh(&first, &format!("/bin/busybox wget -q -O /dev/null {url}"));
-    let held = small.registry.hold(Op::BlobGet.of(sha256(answer)));
-    let client = Client::connect(&small.daemon).await;
-    let running = client.start(Build::of(&asked)).await;
-    held.reached().await;
-    small.disk.fill(0);
-    drop(held);
-    if let Err(status) = running.finish().await.response {
-        assert_no_space(&status);
-    }
-    // Every further step needs a directory at least.
-    let mut refused = 0;
-    for n in 0..8 {
-        let data = [b'x'; 8192];
-        let made =
-            llb::file(Some(&first), None, &Action::MkFile { path: &format!("/made-{n}"), data: &data });
-        if let Err(status) = small.build(&Build::of(&made)).await {
-            assert_no_space(&status);
-            refused += 1;
-        }
-    }
-    assert!(refused > 0, "{} bytes were free", small.disk.free());
-    small.works_again(&Build::of(&asked)).await;
 }
