@@ -233,7 +233,7 @@ async fn a_layer_is_unpacked_while_it_downloads() {
     let build = client.build(&run, &[]);
     let look = async {
         hold.reached().await;
-        let snapshots = daemon.root().join("snapshots").join("overlay");
+        let snapshots = daemon.root().join("snapshots");
         while !has_file(&snapshots, "noise-0") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
