@@ -17,32 +17,6 @@ use crate::harness::llb::State;
 
 const LAYERS: usize = 12;
 
-/// Directories, links (`from -> to`) and files, with entries for all directories.
-fn layer(entries: &[(&str, &str)]) -> Layer {
-    let mut builder = tar::Builder::new(Vec::new());
-    for (path, data) in entries {
-        let mut header = tar::Header::new_ustar();
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(0);
-        if path.ends_with('/') {
-            header.set_entry_type(tar::EntryType::Directory);
-            header.set_mode(0o755);
-            builder.append_data(&mut header, path, &b""[..]).expect("tar to memory");
-        } else if let Some(target) = data.strip_prefix("-> ") {
-            header.set_entry_type(tar::EntryType::Symlink);
-            header.set_mode(0o777);
-            builder.append_link(&mut header, path, target).expect("tar to memory");
-        } else {
-            header.set_size(data.len() as u64);
-            header.set_mode(0o644);
-            builder.append_data(&mut header, path, data.as_bytes()).expect("tar to memory");
-        }
-    }
-    Layer::gzip(builder.into_inner().expect("tar to memory"))
-}
-
 /// An image of twelve layers. Each has `/etc/file-<n>` of eight bytes, the lowest is 0; besides there is `/usr/lib`
 /// in the fifth from the top, and `/lib` leads there in the third.
 fn base() -> Image {
@@ -54,7 +28,7 @@ fn base() -> Image {
             3 => entries.push(("lib", "-> usr/lib")),
             _ => {}
         }
-        layer(&entries)
+        Layer::tree(&entries)
     }))
 }
 

@@ -44,6 +44,7 @@ mod gc;
 mod listen;
 mod lock;
 mod log;
+mod memory;
 mod notify;
 mod run;
 mod services;

@@ -117,7 +117,7 @@ const EIGHT: &str = "opt/eight";
 /// Twelve layers: a busybox, ten of random bytes, and on top one with a file of eight bytes.
 fn base(seed: u64, size: u64) -> Image {
     let middle = (0..10).map(|n| Layer::incompressible(seed << 16 | n, size / 10));
-    let top = Layer::files([(EIGHT, "8 bytes\n"), ("opt/other", "other\n")]);
+    let top = Layer::tree(&[("opt/", ""), (EIGHT, "8 bytes\n"), ("opt/other", "other\n")]);
     Image::of(std::iter::once(shell()).chain(middle).chain([top]))
 }
 

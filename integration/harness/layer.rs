@@ -21,6 +21,33 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// Directories (`path/`), links (`-> target`) and files in a gzip, as image builders write them: with entries for
+    /// directories too.
+    pub fn tree(entries: &[(&str, &str)]) -> Self {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (path, data) in entries {
+            let mut header = tar::Header::new_ustar();
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            header.set_size(0);
+            if path.ends_with('/') {
+                header.set_entry_type(tar::EntryType::Directory);
+                header.set_mode(0o755);
+                builder.append_data(&mut header, path, &b""[..]).expect("tar to memory");
+            } else if let Some(target) = data.strip_prefix("-> ") {
+                header.set_entry_type(tar::EntryType::Symlink);
+                header.set_mode(0o777);
+                builder.append_link(&mut header, path, target).expect("tar to memory");
+            } else {
+                header.set_size(data.len() as u64);
+                header.set_mode(0o644);
+                builder.append_data(&mut header, path, data.as_bytes()).expect("tar to memory");
+            }
+        }
+        Self::gzip(builder.into_inner().expect("tar to memory"))
+    }
+
     /// A gzip'd tar with the given regular files, deterministic (mode 0644, owner 0, time 0).
     pub fn files<P: AsRef<str>, C: AsRef<[u8]>>(files: impl IntoIterator<Item = (P, C)>) -> Self {
         Self::gzip(tar_of(files))

@@ -24,6 +24,7 @@ use super::file;
 use super::flags;
 use super::flags::Flags;
 use super::log;
+use super::memory;
 use super::notify;
 use super::notify::State;
 use crate::failpoint;
@@ -64,6 +65,7 @@ pub fn run(name: &'static str, args: impl IntoIterator<Item = OsString>) -> Resu
 
 /// The same with arguments that [`command`] has read.
 pub fn run_matches(matches: &ArgMatches) -> Result<ExitCode, RunError> {
+    memory::settle();
     let Checked { config, warnings } = configure(matches)?;
     log::start(config.log);
     failpoint::arm_from_environment()?;
