@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 use super::disk::DiskWatch;
 use super::disk::disk_usage;
+use super::leaks::left_of;
 use super::process::Process;
 use super::process::died_of;
 use super::process::scrub;
@@ -47,9 +48,14 @@ pub struct DaemonOptions {
 }
 
 /// A daemon, running or not, with its directory. It is killed when dropped, and its log is shown if
-/// the test fails.
+/// the test fails. If the test passes, it must have nothing left: see [`super::leaks`]. One that a test has stopped or
+/// killed is started again for that, and so is one that a failpoint could still stop.
 pub struct Daemon {
     process: Option<Process>,
+    /// It started at least once, and nobody said that what it leaves is not to be looked at.
+    is_judged: bool,
+    /// The process has a failpoint, which may not have been reached yet.
+    is_armed: bool,
     options: DaemonOptions,
     /// From the last start until it could be connected to.
     start_time: Duration,
@@ -77,7 +83,14 @@ impl Daemon {
         }
         std::fs::write(directory.path().join("buildkitd.toml"), &options.config)
             .expect("write the configuration");
-        Self { process: None, options, start_time: Duration::ZERO, directory }
+        Self {
+            process: None,
+            is_judged: false,
+            is_armed: false,
+            options,
+            start_time: Duration::ZERO,
+            directory,
+        }
     }
 
     /// Starts it on the root as it is, and waits until it can be connected to.
@@ -93,6 +106,30 @@ impl Daemon {
         assert!(ended.is_none(), "thunkd ended at start: {ended:?}\n{}", self.log());
         assert!(connects, "thunkd can't be connected to:\n{}", self.log());
         self.start_time = begun.elapsed();
+        self.is_judged = true;
+    }
+
+    /// Takes away the leak oracle at the end of the test, for a reason that the test gives.
+    pub fn leaves_something(&mut self, why: &str) {
+        eprintln!("what is left of thunkd is not looked at: {why}");
+        self.is_judged = false;
+    }
+
+    /// What the leak oracle finds at the end of a test.
+    fn judge(&mut self) {
+        if !std::mem::take(&mut self.is_judged) {
+            return;
+        }
+        assert!(self.process.is_none() || self.is_running(), "thunkd has ended by itself:\n{}", self.log());
+        if self.is_armed {
+            self.process = None;
+        }
+        if self.process.is_none() {
+            self.start_again();
+        }
+        let left = left_of(self);
+        self.is_judged = false;
+        assert!(left.is_empty(), "left: {left:#?}\n{}", self.log());
     }
 
     /// Starts it without waiting: for starts that must fail, see [`Daemon::wait`].
@@ -118,7 +155,9 @@ impl Daemon {
             .stderr(log);
         scrub(&mut command, &self.directory.path().join("home"));
         command.envs(self.options.environment.iter().map(|(name, value)| (name, value)));
-        if let Some(failpoint) = self.options.failpoint.take() {
+        let failpoint = self.options.failpoint.take();
+        self.is_armed = failpoint.is_some();
+        if let Some(failpoint) = failpoint {
             command.env("THUNKD_FAILPOINT", failpoint);
         }
         self.process = Some(Process::spawn(command));
@@ -288,6 +327,8 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("thunkd said:\n{}", self.log());
+        } else {
+            self.judge();
         }
     }
 }
