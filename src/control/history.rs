@@ -5,7 +5,7 @@
 //! - A completed build's record and the lease rows of its blobs are one transaction.
 //! - A listener gets every change after the moment it began, and before them what was there then.
 //! - A record goes by itself only if it is not pinned, beyond the newest `max_entries`, and older than
-//!   `max_age`.
+//!   `max_age`. Which ones are is known without a look at the others: [`Ages`].
 //!
 //! # Locking
 //!
@@ -17,6 +17,7 @@
 //! A build that ran when the daemon died leaves no record. Its blobs have no lease row and are
 //! collected.
 
+mod ages;
 mod filter;
 mod record;
 
@@ -27,6 +28,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -53,6 +56,8 @@ use crate::oci::Digest;
 use crate::task::TaskFailed;
 use crate::task::Tasks;
 
+use ages::Ages;
+
 pub use filter::HistoryFilter;
 pub use filter::InvalidHistoryFilter;
 pub use record::Event;
@@ -70,6 +75,9 @@ const EVENTS: usize = 1024;
 
 /// Refs of deleted records that are remembered, so that whoever asks for one learns what became of it.
 const DELETED: usize = 1024;
+
+/// Records that one transaction deletes at most.
+const BATCH: usize = 256;
 
 /// How often old records are looked for, besides after each build.
 const SWEEP: Duration = Duration::from_secs(120);
@@ -145,6 +153,8 @@ struct Live {
     active: BTreeMap<String, Arc<Record>>,
     /// The last refs whose records were deleted.
     deleted: VecDeque<String>,
+    /// Of the stored records, once they were read.
+    ages: Ages,
 }
 
 /// The builds that run and ran. Clones are the same history.
@@ -159,6 +169,8 @@ struct Inner {
     tasks: Tasks,
     live: Mutex<Live>,
     events: broadcast::Sender<Event>,
+    /// Rows that were read in search of records.
+    looked: AtomicU64,
 }
 
 impl History {
@@ -167,12 +179,22 @@ impl History {
         let db = content.db().clone();
         let (events, _) = broadcast::channel(EVENTS);
         let tasks = tasks.clone();
-        let inner = Inner { content, db, limits, tasks, live: Mutex::default(), events };
-        let history = History(Arc::new(inner));
+        let history = History(Arc::new(Inner {
+            content,
+            db,
+            limits,
+            tasks,
+            live: Mutex::default(),
+            events,
+            looked: AtomicU64::new(0),
+        }));
         let sweeper = history.clone();
         let stop = history.0.tasks.token().clone();
         drop(history.0.tasks.spawn("history-sweep", async move {
             let sweeps = async {
+                if let Err(error) = sweeper.learn_ages().await {
+                    tracing::warn!(%error, "build records of earlier runs can't be read: they stay");
+                }
                 loop {
                     sweeper.sweep_and_log().await;
                     tokio::time::sleep(SWEEP).await;
@@ -301,6 +323,8 @@ impl History {
         });
         match changed.await? {
             Some(record) => {
+                let mut live = self.live();
+                live.ages.note(&record);
                 self.send(Event::Complete(Arc::new(record)));
                 Ok(())
             }
@@ -312,26 +336,37 @@ impl History {
     ///
     /// Cancellation safe: it happens or it does not.
     pub async fn delete(&self, build: &str) -> Result<(), HistoryError> {
-        self.remove(vec![build.to_owned()]).await
+        self.remove(vec![build.to_owned()], |_| true).await
     }
 
-    async fn remove(&self, builds: Vec<String>) -> Result<(), HistoryError> {
+    /// Deletes those of `builds` whose records are there and `may` go.
+    async fn remove(
+        &self,
+        builds: Vec<String>,
+        may: impl Fn(&Record) -> bool + Send + 'static,
+    ) -> Result<(), HistoryError> {
         let removed = self.0.db.write(move |tx| {
             let mut removed = Vec::new();
+            let mut table = tx.table(RECORDS)?;
             for build in &builds {
-                if tx.table(RECORDS)?.remove(build.as_str())?.is_some() {
+                let Some(row) = table.get(build.as_str())?.map(|row| row.value().to_vec()) else { continue };
+                // One that can't be read may go.
+                let record = db::decode::<Record>(build, &row).ok();
+                if record.as_ref().is_none_or(&may) {
+                    table.remove(build.as_str())?;
                     lease::release_rows(tx, &Owner::History(build.clone()))?;
-                    removed.push(build.clone());
+                    removed.push((build.clone(), record.map_or(Timestamp::MAX, |r| ages::completed(&r))));
                 }
             }
             Ok(removed)
         });
-        for build in removed.await? {
+        for (build, completed) in removed.await? {
             let mut live = self.live();
             if live.deleted.len() == DELETED {
                 live.deleted.pop_front();
             }
             live.deleted.push_back(build.clone());
+            live.ages.forget(&build, completed);
             self.send(Event::Deleted(build));
         }
         Ok(())
@@ -344,9 +379,9 @@ impl History {
         filter: Option<HistoryFilter>,
         limit: usize,
     ) -> Result<Vec<Arc<Record>>, HistoryError> {
-        let db = self.0.db.clone();
+        let history = self.clone();
         let scan = self.0.tasks.spawn_blocking("history-scan", move || {
-            db.read(|tx| {
+            history.0.db.read(|tx| {
                 let Some(table) = tx.table(RECORDS)? else { return Ok(Vec::new()) };
                 let mut found: Vec<Arc<Record>> = Vec::new();
                 let rows = if build.is_empty() {
@@ -357,6 +392,7 @@ impl History {
                 for row in rows {
                     let (key, value) = row?;
                     let record: Record = db::decode(key.value(), value.value())?;
+                    history.0.looked.fetch_add(1, Ordering::Relaxed);
                     if filter.as_ref().is_none_or(|filter| filter.matches(&record)) {
                         found.push(Arc::new(record));
                     }
@@ -378,22 +414,27 @@ impl History {
         }
     }
 
-    /// Deletes records that have outlived both limits.
+    /// Notes the records that are there.
+    async fn learn_ages(&self) -> Result<(), HistoryError> {
+        let stored = self.stored(String::new(), None, 0).await?;
+        let mut live = self.live();
+        stored.iter().for_each(|record| live.ages.note(record));
+        Ok(())
+    }
+
+    /// Deletes records that have outlived both limits. Looks at no other ones.
     async fn sweep(&self) -> Result<(), HistoryError> {
-        let mut records = self.stored(String::new(), None, 0).await?;
-        records.retain(|record| !record.pinned);
         let HistoryLimits { max_age, max_entries } = self.0.limits;
-        if records.len() <= max_entries {
-            return Ok(());
-        }
-        records.sort_by_key(|record| std::cmp::Reverse(record.completed));
         let oldest = Timestamp::now().checked_sub(max_age).unwrap_or(Timestamp::MIN);
-        let old: Vec<String> = records[max_entries..]
-            .iter()
-            .filter(|record| record.completed.is_none_or(|completed| completed < oldest))
-            .map(|record| record.build.clone())
-            .collect();
-        if old.is_empty() { Ok(()) } else { self.remove(old).await }
+        let old = self.live().ages.beyond(max_entries, oldest);
+        for batch in old.chunks(BATCH) {
+            let is_old = move |record: &Record| !record.pinned && ages::completed(record) < oldest;
+            self.remove(batch.to_vec(), is_old).await?;
+            // One that was deleted while it was noted is not there to be removed.
+            let mut live = self.live();
+            batch.iter().for_each(|build| live.ages.forget(build, oldest));
+        }
+        Ok(())
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
@@ -457,6 +498,7 @@ impl ActiveBuild {
         {
             let mut live = self.history.live();
             self.leave(&mut live.active);
+            live.ages.note(&record);
             self.history.send(Event::Complete(Arc::new(record)));
         }
         let history = self.history.clone();

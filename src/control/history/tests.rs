@@ -190,6 +190,84 @@ async fn a_record_outlives_one_limit_and_a_pin_outlives_both() {
     assert_eq!(node.list(HistoryQuery::default()).await, ["complete young 0"], "beyond, but young");
 }
 
+/// Each build swept, and each sweep read every record: the 2,000th build read 2,000 of them.
+#[tokio::test]
+async fn a_build_looks_at_no_other_record() {
+    let node = Node::new(HistoryLimits { max_entries: 5, ..HistoryLimits::default() });
+    for n in 0..40 {
+        node.build(&format!("build {n}")).await;
+    }
+    node.history.sweep().await.unwrap();
+    let looked = node.history.0.looked.load(Ordering::SeqCst);
+    // The look of the start may have come in between.
+    assert!(looked <= 40, "{looked} rows");
+    assert_eq!(node.list(HistoryQuery::default()).await.len(), 40, "beyond, but young");
+}
+
+#[tokio::test]
+async fn records_of_an_earlier_run_go_when_they_are_old() {
+    let node = Node::new(HistoryLimits::default());
+    for name in ["a", "b", "c", "d"] {
+        node.build(name).await;
+    }
+    node.history.pin("a", true).await.unwrap();
+    let Node { directory, tasks, history } = node;
+    tasks.shutdown().await;
+    history.0.db.close();
+    drop(history);
+    let (tasks, history) = open(directory.path(), HistoryLimits { max_age: Duration::ZERO, max_entries: 1 });
+    let node = Node { directory, tasks, history };
+    node.history.learn_ages().await.unwrap();
+    node.history.sweep().await.unwrap();
+    assert_eq!(node.list(HistoryQuery::default()).await, ["complete a 1", "complete d 0"]);
+    node.history.pin("a", false).await.unwrap();
+    node.history.sweep().await.unwrap();
+    assert_eq!(node.list(HistoryQuery::default()).await, ["complete d 0"], "the oldest is no longer pinned");
+}
+
+/// What one sweep takes for old may be pinned, deleted or built again before it comes to it.
+#[tokio::test]
+async fn a_sweep_believes_the_record_and_not_what_was_noted() {
+    let node = Node::new(HistoryLimits { max_age: Duration::ZERO, max_entries: 0 });
+    // The look of the start is over before anything is there.
+    node.history.learn_ages().await.unwrap();
+    let record = Record { completed: Some(Timestamp::UNIX_EPOCH), ..Record::new("pinned") };
+    let row = Record { pinned: true, generation: 1, ..record.clone() };
+    let written = node.history.0.db.write(move |tx| {
+        tx.table(RECORDS)?.insert(row.build.as_str(), db::encode(&row)?.as_slice())?;
+        Ok(())
+    });
+    written.await.unwrap();
+    node.history.live().ages.note(&record);
+    node.history.live().ages.note(&Record { build: "gone".to_owned(), ..record.clone() });
+    node.history.sweep().await.unwrap();
+    assert_eq!(node.list(HistoryQuery::default()).await, ["complete pinned 1"]);
+    assert_eq!(node.history.live().ages.beyond(0, Timestamp::MAX), [""; 0]);
+}
+
+#[test]
+fn the_newest_state_of_a_record_counts_in_whatever_order_it_is_told() {
+    let at = |second| Some(Timestamp::from_second(second).unwrap());
+    let first = Record { completed: at(1), ..Record::new("one") };
+    let pinned = Record { pinned: true, generation: 1, ..first.clone() };
+    let free = Record { generation: 2, ..first.clone() };
+    let again = Record { completed: at(5), ..first.clone() };
+    let mut ages = Ages::default();
+    let old = |ages: &Ages| ages.beyond(0, Timestamp::MAX).len();
+    for (told, count) in
+        [(&first, 1), (&pinned, 0), (&first, 0), (&free, 1), (&pinned, 1), (&again, 1), (&pinned, 1)]
+    {
+        ages.note(told);
+        assert_eq!(old(&ages), count, "{told:?}");
+    }
+    ages.forget("one", Timestamp::from_second(1).unwrap());
+    assert_eq!(old(&ages), 1, "it was built again since");
+    assert_eq!(ages.beyond(1, Timestamp::MAX), [""; 0], "it is the newest");
+    assert_eq!(ages.beyond(0, Timestamp::from_second(5).unwrap()), [""; 0], "it is young");
+    ages.forget("one", Timestamp::from_second(5).unwrap());
+    assert_eq!(old(&ages), 0);
+}
+
 #[tokio::test]
 async fn a_ref_that_is_used_again_is_the_new_build() {
     let node = Node::new(HistoryLimits::default());
