@@ -15,6 +15,7 @@ mod key;
 mod mount;
 mod native;
 mod overlay;
+mod removal;
 mod slot;
 mod squash;
 mod stale;
@@ -127,6 +128,13 @@ pub trait Snapshotter: fmt::Debug + Send + Sync {
 
     /// Refused while another snapshot stands on it, or it is mounted.
     async fn remove(&self, key: &SnapshotKey) -> Result<(), SnapshotError>;
+
+    /// Removes those of `keys` that can be, in this order, and returns the others with what is in the way: one that
+    /// stands on another has to come before it. Takes much less than as many removals.
+    async fn remove_all(
+        &self,
+        keys: Vec<SnapshotKey>,
+    ) -> Result<Vec<(SnapshotKey, SnapshotError)>, SnapshotError>;
 
     async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo, SnapshotError>;
 

@@ -181,23 +181,33 @@ impl Snapshots {
 
     /// Removes snapshots; what stands on another one may come later in the list. Returns what is left.
     pub(super) async fn remove_in_rounds(&self, mut keys: Vec<SnapshotKey>) -> Vec<SnapshotKey> {
-        loop {
-            let mut refused = Vec::new();
-            let before = keys.len();
-            for key in keys {
-                match self.0.snapshotter.remove(&key).await {
-                    Ok(()) | Err(SnapshotError::NotFound { .. }) => drop(self.state().unsynced.remove(&key)),
-                    Err(error) => {
-                        tracing::debug!(snapshot = %key, %error, "not removed");
-                        refused.push(key);
-                    }
+        while !keys.is_empty() {
+            let refused = match self.0.snapshotter.remove_all(keys.clone()).await {
+                Ok(refused) => refused,
+                Err(error) => {
+                    tracing::warn!(count = keys.len(), %error, "snapshots were not removed");
+                    return keys;
+                }
+            };
+            let mut left = Vec::new();
+            for (key, error) in refused {
+                if !matches!(error, SnapshotError::NotFound { .. }) {
+                    tracing::debug!(snapshot = %key, %error, "not removed");
+                    left.push(key);
                 }
             }
-            if refused.is_empty() || refused.len() == before {
-                return refused;
+            let stay: HashSet<&SnapshotKey> = left.iter().collect();
+            let mut state = self.state();
+            for key in keys.iter().filter(|key| !stay.contains(key)) {
+                state.unsynced.remove(key);
             }
-            keys = refused;
+            drop(state);
+            if left.len() == keys.len() {
+                return left;
+            }
+            keys = left;
         }
+        keys
     }
 
     pub(super) fn snapshotter(&self) -> &Arc<dyn Snapshotter> {
@@ -442,7 +452,8 @@ impl Snapshots {
             return Err(SnapshotError::from(injected).into());
         }
         let refused = self.remove_in_rounds(doomed.keys.clone()).await;
-        let freed = doomed.keys.iter().filter(|key| !refused.contains(key));
+        let stay: HashSet<&SnapshotKey> = refused.iter().collect();
+        let freed = doomed.keys.iter().filter(|key| !stay.contains(key));
         let freed = freed.filter_map(|key| unneeded.get(key)).map(|stored| stored.bytes).sum();
         if !refused.is_empty() {
             // Something that is needed stands on them: they stay, with their rows.

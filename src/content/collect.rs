@@ -184,7 +184,8 @@ async fn evict(inner: &Arc<Inner>, batch: &[Unneeded]) -> Result<Collected, Cont
         Ok(forgotten)
     });
     let forgotten = forgotten.await?;
-    let kept: Vec<Digest> = evictions.open.keys().filter(|d| !forgotten.contains(d)).copied().collect();
+    let going: HashSet<&Digest> = forgotten.iter().collect();
+    let kept: Vec<Digest> = evictions.open.keys().filter(|d| !going.contains(d)).copied().collect();
     for digest in &kept {
         evictions.end(digest, true);
     }

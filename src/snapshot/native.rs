@@ -32,6 +32,7 @@ use super::SnapshotKind;
 use super::SnapshotUsage;
 use super::Snapshotter;
 use super::mount::bind_read_only;
+use super::removal;
 use super::slot::Hold;
 use super::slot::Point;
 use super::slot::Show;
@@ -187,6 +188,14 @@ impl Snapshotter for NativeSnapshotter {
             Ok(())
         })
         .await
+    }
+
+    async fn remove_all(
+        &self,
+        keys: Vec<SnapshotKey>,
+    ) -> Result<Vec<(SnapshotKey, SnapshotError)>, SnapshotError> {
+        self.run("remove snapshots", move |store| Ok(removal::remove_all(store, keys, |_| Ok(Vec::new()))))
+            .await
     }
 
     async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo, SnapshotError> {

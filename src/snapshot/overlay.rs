@@ -43,6 +43,7 @@ use super::Snapshotter;
 use super::mount::MAX_LOWER;
 use super::mount::Overlay;
 use super::mount::bind_read_only;
+use super::removal;
 use super::slot::Hold;
 use super::slot::Point;
 use super::slot::Show;
@@ -292,6 +293,17 @@ impl Snapshotter for OverlaySnapshotter {
             let trash = inner.store.remove(&key, || inner.squashed.forget(&inner.store, &key))?;
             inner.store.discard_all(&trash);
             Ok(())
+        })
+        .await
+    }
+
+    async fn remove_all(
+        &self,
+        keys: Vec<SnapshotKey>,
+    ) -> Result<Vec<(SnapshotKey, SnapshotError)>, SnapshotError> {
+        self.run("remove snapshots", move |inner| {
+            let before = |key: &SnapshotKey| inner.squashed.forget(&inner.store, key);
+            Ok(removal::remove_all(&inner.store, keys, before))
         })
         .await
     }

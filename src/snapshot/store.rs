@@ -159,7 +159,7 @@ impl Store {
                 let trash = self.temporary();
                 rename(&path, &trash)?;
                 drop(table);
-                self.discard_all(&[trash]);
+                self.discard_all([trash]);
                 Ok(())
             }
             Err(error) => Err(error),
@@ -265,7 +265,7 @@ impl Store {
         match made {
             Ok(()) => self.set_phase(key, Phase::Idle),
             Err(_) => {
-                self.discard_all(std::slice::from_ref(at));
+                self.discard_all([at]);
                 self.forget(key);
             }
         }
@@ -406,9 +406,9 @@ impl Store {
     }
 
     /// Deletes directories that are on their way out. What can't be deleted now is at the next start.
-    pub(super) fn discard_all(&self, paths: &[PathBuf]) {
+    pub(super) fn discard_all(&self, paths: impl IntoIterator<Item = impl AsRef<Path>>) {
         for path in paths {
-            if let Err(error) = self.discard(path) {
+            if let Err(error) = self.discard(path.as_ref()) {
                 tracing::warn!(%error, "what is left of a snapshot was not removed");
             }
         }

@@ -2,6 +2,9 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
 
@@ -15,6 +18,7 @@ use tokio_util::task::TaskTracker;
 pub struct Tasks {
     tracker: TaskTracker,
     token: CancellationToken,
+    spawned: Arc<AtomicU64>,
 }
 
 impl Tasks {
@@ -26,7 +30,7 @@ impl Tasks {
     ///
     /// Shutting down `self` does not wait for tasks of the child: the child's holder does.
     pub fn child(&self) -> Tasks {
-        Tasks { tracker: TaskTracker::new(), token: self.token.child_token() }
+        Tasks { token: self.token.child_token(), ..Tasks::default() }
     }
 
     /// Cancelled at shutdown. Long work selects on it.
@@ -39,12 +43,18 @@ impl Tasks {
         self.tracker.len()
     }
 
+    /// Number of tasks so far.
+    pub fn spawned(&self) -> u64 {
+        self.spawned.load(Ordering::Relaxed)
+    }
+
     /// Runs `work` beside the caller. `name` appears in the error if it panics.
     pub fn spawn<F>(&self, name: &'static str, work: F) -> Task<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
+        self.spawned.fetch_add(1, Ordering::Relaxed);
         Task { name, handle: self.tracker.spawn(work) }
     }
 
@@ -54,6 +64,7 @@ impl Tasks {
         name: &'static str,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Task<T> {
+        self.spawned.fetch_add(1, Ordering::Relaxed);
         Task { name, handle: self.tracker.spawn_blocking(work) }
     }
 

@@ -13,6 +13,7 @@ use crate::cache::CacheError;
 use crate::cache::Filter;
 use crate::cache::ImageList;
 use crate::cache::ImmutableRef;
+use crate::cache::MutableOptions;
 use crate::cache::PruneOptions;
 use crate::cache::RecordId;
 use crate::cache::RecordListener;
@@ -204,6 +205,56 @@ async fn a_record_that_is_made_again_while_it_is_removed_is_whole() {
         assert_eq!(found.parts().len(), 2);
         assert!(made.blobs().all(|l| is_leased(&f, &l.blob.digest)));
     }
+}
+
+/// Commits, and tasks of its own that the prune of everything takes.
+async fn cost_of_pruning(f: &Fixture, records: usize) -> (u64, u64) {
+    // What was written behind comes first.
+    f.db.write(|_| Ok(())).await.unwrap();
+    let (commits, spawned) = (f.db.commits(), f.tasks().spawned());
+    assert_eq!(prune(f, PruneOptions { all: true, ..PruneOptions::default() }).await.len(), records);
+    (f.db.commits() - commits, f.tasks().spawned() - spawned)
+}
+
+/// Each snapshot was handed to a thread by itself, which took most of ten seconds for 2,000 records.
+#[tokio::test]
+async fn a_prune_commits_and_hands_over_once_for_hundreds_of_records() {
+    let f = Fixture::new();
+    let names = (0..1000).map(|n| n.to_string()).collect::<Vec<_>>();
+    drop(image(&f, &names.iter().map(String::as_str).collect::<Vec<_>>(), RefOptions::default()).await);
+    let (commits, spawned) = cost_of_pruning(&f, 1000).await;
+    // Four batches of records, and one of blobs with its two commits.
+    assert!(commits <= 6, "{commits} commits");
+    assert!(spawned <= 100, "{spawned} tasks");
+
+    // With files.
+    let ctx = Ctx::background();
+    for n in 0..600 {
+        let made = f.cache.create(&ctx, None, MutableOptions::default()).await.unwrap();
+        std::fs::write(made.mount().await.unwrap().path().join("file"), n.to_string()).unwrap();
+        drop(made.commit().await.unwrap());
+    }
+    let (commits, spawned) = cost_of_pruning(&f, 600).await;
+    assert!(commits <= 3, "{commits} commits");
+    assert!(spawned <= 100, "{spawned} tasks");
+    assert!(f.snapshotter.walk().await.unwrap().is_empty(), "their files are gone when they are told");
+}
+
+#[tokio::test]
+async fn a_build_goes_on_between_the_batches_of_a_prune() {
+    let f = Fixture::new();
+    let names = (0..600).map(|n| n.to_string()).collect::<Vec<_>>();
+    drop(image(&f, &names.iter().map(String::as_str).collect::<Vec<_>>(), RefOptions::default()).await);
+    let mut pruned = Box::pin(f.cache.prune(PruneOptions::default()).map_ok(|usage| usage.id));
+    // Whoever reads slowly keeps nobody from writing.
+    let mut gone = vec![pruned.try_next().await.unwrap().unwrap()];
+    let made = image(&f, &["new"], RefOptions::default()).await;
+    let left = f.cache.usage(&UsageOptions::default()).await.unwrap().len();
+    assert_eq!(left, 600 - 256 + 1, "one batch is gone");
+    gone.extend(pruned.try_collect::<Vec<_>>().await.unwrap());
+    assert_eq!(gone.len(), 600);
+    assert!(!gone.contains(&made.id()));
+    assert_eq!(f.cache.usage(&UsageOptions::default()).await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -200,6 +200,35 @@ claims! {
         }
     }
 
+    async fn many_are_removed_in_one_go_and_what_can_not_be_is_told(site) {
+        let s = &*site.open().await;
+        commit(s, "used", &[], |root| write(root, "file", "used")).await;
+        s.view(&key("view"), &on(s, &["used"])).await.expect("viewed");
+        let names: Vec<String> = (0..100).map(|n| format!("n{n}")).collect();
+        let mut below: Option<&str> = None;
+        for name in &names {
+            commit(s, name, below.as_slice(), |root| write(root, &format!("dir/{name}"), name)).await;
+            below = Some(name);
+        }
+        let wanted = names.iter().rev().map(String::as_str).chain(["none", "used", "n0"]).map(key).collect();
+        let refused = s.remove_all(wanted).await.expect("removed");
+        let told: Vec<&SnapshotKey> = refused.iter().map(|(key, _)| key).collect();
+        assert_eq!(told, [&key("none"), &key("used"), &key("n0")]);
+        for (key, error) in &refused {
+            match error {
+                SnapshotError::NotFound { key: other } => assert_eq!(key, other),
+                SnapshotError::InUse { by, .. } => assert_eq!(by.as_str(), "view"),
+                other => panic!("{key}: {other}"),
+            }
+        }
+        // The lowest one first, where it is stood on.
+        let left = s.remove_all(vec![key("used"), key("view")]).await.expect("removed");
+        assert!(matches!(&left[..], [(used, SnapshotError::InUse { .. })] if *used == key("used")), "{left:?}");
+        assert!(s.remove_all(vec![key("used")]).await.expect("removed").is_empty());
+        assert_eq!(s.walk().await.expect("walked"), []);
+        assert_eq!(site.leftovers(), [""; 0], "their files are gone when it returns");
+    }
+
     async fn what_is_used_is_neither_committed_nor_removed(site) {
         let s = &*site.open().await;
         commit(s, "a", &[], |root| write(root, "file", "a")).await;
