@@ -18,6 +18,7 @@ mod lazy_images;
 mod load;
 mod networks;
 mod paths;
+mod ranges;
 mod registry;
 mod restart;
 mod same_bytes;

@@ -75,7 +75,7 @@ impl Fixture {
 }
 
 /// `COPY --from=<source> <from> /out/`.
-fn copy(source: &State, from: &str, change: impl FnOnce(&mut pb::FileActionCopy)) -> State {
+pub fn copy(source: &State, from: &str, change: impl FnOnce(&mut pb::FileActionCopy)) -> State {
     let mut copy = pb::FileActionCopy {
         src: from.to_owned(),
         dest: "/out/".to_owned(),

@@ -3,7 +3,8 @@
 //! [`Reader`] takes archives as they occur in layers: POSIX ustar, pax, GNU with its three ways to note
 //! sparse files, old V7. [`Writer`] writes what Go's `archive/tar` writes, ustar where it suffices and
 //! pax where not, so that layers made here look like those of other tools. [`Decoder`] and [`Encoder`]
-//! stand below them; [`HashingReader`] and [`HashingWriter`] say what passed.
+//! stand below them; [`HashingReader`] and [`HashingWriter`] say what passed. [`Members`] and [`Checks`] are what is
+//! noted on the way, so that a part of a stream can be read and verified without what is before it.
 //!
 //! Everything here runs on the caller's thread (the encoder's workers and [`read_ahead`] apart) and belongs
 //! on a blocking one. Nothing here touches a file system: an [`Entry`]'s path is clean and relative, and where it
@@ -16,6 +17,7 @@
 //! - Output is a function of input and options: no time, no host, no number of threads.
 
 mod ahead;
+mod checks;
 mod clamp;
 mod compression;
 mod decoder;
@@ -25,6 +27,7 @@ mod error;
 mod hashing;
 mod header;
 mod limits;
+mod members;
 mod pax;
 mod reader;
 mod sparse;
@@ -34,6 +37,9 @@ mod writer;
 
 pub use ahead::ReadAhead;
 pub use ahead::read_ahead;
+pub use checks::CheckState;
+pub use checks::Checks;
+pub use checks::Verifier;
 pub use clamp::clamp_times;
 pub use compression::Compression;
 pub use decoder::Decoder;
@@ -48,6 +54,8 @@ pub use hashing::Hashed;
 pub use hashing::HashingReader;
 pub use hashing::HashingWriter;
 pub use limits::Limits;
+pub use members::Member;
+pub use members::Members;
 pub use reader::AbsolutePaths;
 pub use reader::Chunk;
 pub use reader::Reader;

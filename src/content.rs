@@ -2,7 +2,8 @@
 //!
 //! A [`ContentStore`] knows blobs by digest. Registering one notes what it is and where it is said to
 //! be ([`Origin`]); nothing moves. [`ContentStore::fetch`] makes it resident, [`ContentStore::open`]
-//! reads it, [`ContentStore::stream`] passes a remote one through without keeping it.
+//! reads it, [`ContentStore::stream`] passes a remote one through without keeping it, and
+//! [`ContentStore::read_parts`] gets parts of one that is not fetched.
 //!
 //! # Who may have a blob
 //!
@@ -45,6 +46,7 @@ mod follow;
 mod given;
 mod ingest;
 mod origin;
+mod parts;
 mod provider;
 mod reader;
 mod rows;
@@ -53,6 +55,7 @@ mod stream;
 mod write;
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -335,6 +338,20 @@ impl ContentStore {
         handlers: &DescHandlers,
     ) -> Result<BlobStream, FetchError> {
         self.inner.stream(ctx, descriptor, handlers).await
+    }
+
+    /// Parts of a blob, wherever it is, without the rest of it being fetched; `None` if that can't be had. Unverified:
+    /// the caller knows what is in the blob. All of them are in memory at the same time. Nothing is kept.
+    ///
+    /// Cancellation safe.
+    pub async fn read_parts(
+        &self,
+        ctx: &Ctx,
+        descriptor: &Descriptor,
+        handlers: &DescHandlers,
+        parts: &[Range<u64>],
+    ) -> Result<Option<Vec<Bytes>>, FetchError> {
+        self.inner.read_parts(ctx, descriptor, handlers, parts).await
     }
 
     /// Stores bytes that were made here.

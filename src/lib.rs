@@ -85,6 +85,10 @@
 //!    and its change set lies over the layers that cover them.
 //! 4. What a layer has was noted while it was unpacked. `cache/indexes.rs` keeps that when the files are pruned,
 //!    so that the next look opens the layers that cover the path and none of those above.
+//! 5. Of those, too, a part can be enough: directories and links come from what was noted, and the bytes of a file from
+//!    the ranges of the blob that have them, where a member of its compression begins (`cache/paths/part.rs`). They are
+//!    verified by states that the SHA-256 of the layer went through (`archive/checks.rs`). What can't be had so, or
+//!    would not save much, is the whole layer.
 //!
 //! # What lies where
 //!

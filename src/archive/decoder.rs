@@ -16,6 +16,9 @@ use zstd::stream::raw::OutBuffer;
 
 use super::ArchiveError;
 use super::Compression;
+use super::members::Gathered;
+use super::members::Member;
+use super::members::Members;
 
 /// Bytes that are read from the source at once.
 const BUFFER: usize = 128 << 10;
@@ -25,6 +28,9 @@ pub struct Decoder<R> {
     /// `None` only while a step runs.
     state: Option<State<R>>,
     compression: Option<Compression>,
+    /// Bytes that were given.
+    given: u64,
+    gathered: Gathered,
 }
 
 enum State<R> {
@@ -38,13 +44,21 @@ enum State<R> {
 
 impl<R: Read> Decoder<R> {
     pub fn new(inner: R) -> Decoder<R> {
-        Decoder { state: Some(State::Between(Input::new(inner))), compression: None }
+        Decoder::in_state(State::Between(Input::new(inner)), None)
     }
 
     /// Passes bytes on as they are, whatever they begin with.
     pub fn uncompressed(inner: R) -> Decoder<R> {
-        let compression = Some(Compression::Uncompressed);
-        Decoder { state: Some(State::Plain(Input::new(inner))), compression }
+        Decoder::in_state(State::Plain(Input::new(inner)), Some(Compression::Uncompressed))
+    }
+
+    fn in_state(state: State<R>, compression: Option<Compression>) -> Decoder<R> {
+        Decoder { state: Some(state), compression, given: 0, gathered: Gathered::default() }
+    }
+
+    /// Where a member begins, as far as the stream was read. Nothing of one that is not compressed.
+    pub fn members(&self) -> &Members {
+        self.gathered.members()
     }
 
     /// What the stream is compressed with. Reads its first bytes.
@@ -83,6 +97,7 @@ impl<R: Read> Decoder<R> {
             return Ok(State::Ended(input));
         }
         if Compression::detect(start) == compression {
+            self.gathered.note(Member { compressed: input.taken, plain: self.given });
             return Ok(match compression {
                 Compression::Zstd => {
                     let decoder = zstd::stream::raw::Decoder::new().map_err(|e| corrupt(compression, e))?;
@@ -150,6 +165,7 @@ impl<R: Read> Read for Decoder<R> {
             let (state, count) = self.step(state, buffer)?;
             let ended = matches!(state, State::Ended(_));
             self.state = Some(state);
+            self.given += count as u64;
             if count > 0 || ended {
                 return Ok(count);
             }
@@ -167,12 +183,14 @@ struct Input<R> {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
+    /// Bytes that were consumed.
+    taken: u64,
     failed: Option<io::Error>,
 }
 
 impl<R: Read> Input<R> {
     fn new(inner: R) -> Input<R> {
-        Input { inner, buffer: vec![0; BUFFER].into(), start: 0, end: 0, failed: None }
+        Input { inner, buffer: vec![0; BUFFER].into(), start: 0, end: 0, taken: 0, failed: None }
     }
 
     /// What is there, after an attempt to have at least `want` bytes.
@@ -217,6 +235,7 @@ impl<R: Read> BufRead for Input<R> {
 
     fn consume(&mut self, count: usize) {
         self.start += count;
+        self.taken += count as u64;
     }
 }
 

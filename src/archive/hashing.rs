@@ -8,6 +8,9 @@ use std::io::Write;
 use sha2::Digest as _;
 use sha2::Sha256;
 
+use super::checks::Checks;
+use super::checks::Noted;
+
 /// What passed: its SHA-256 and its length.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hashed {
@@ -21,10 +24,11 @@ pub struct HashingWriter<W> {
     state: State,
 }
 
-/// Passes reads on, and hashes what was given.
+/// Passes reads on, hashes what was given, and notes what verifies parts of it.
 pub struct HashingReader<R> {
     inner: R,
     state: State,
+    noted: Noted,
 }
 
 #[derive(Default)]
@@ -61,7 +65,7 @@ impl<W: Write> HashingWriter<W> {
 
 impl<R: Read> HashingReader<R> {
     pub fn new(inner: R) -> HashingReader<R> {
-        HashingReader { inner, state: State::default() }
+        HashingReader { inner, state: State::default(), noted: Noted::default() }
     }
 
     /// Bytes so far.
@@ -69,8 +73,21 @@ impl<R: Read> HashingReader<R> {
         self.state.size
     }
 
-    pub fn finish(self) -> (R, Hashed) {
-        (self.inner, self.state.finish())
+    pub fn finish(self) -> (R, Hashed, Checks) {
+        let checks = self.noted.finish(&self.state.hasher, self.state.size);
+        (self.inner, self.state.finish(), checks)
+    }
+
+    fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let room = usize::try_from(self.noted.next() - self.state.size).unwrap_or(usize::MAX);
+            let (now, rest) = bytes.split_at(room.min(bytes.len()));
+            self.state.update(now);
+            if self.state.size == self.noted.next() {
+                self.noted.note(&self.state.hasher);
+            }
+            bytes = rest;
+        }
     }
 }
 
@@ -89,7 +106,7 @@ impl<W: Write> Write for HashingWriter<W> {
 impl<R: Read> Read for HashingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let given = self.inner.read(buffer)?;
-        self.state.update(&buffer[..given]);
+        self.update(&buffer[..given]);
         Ok(given)
     }
 }

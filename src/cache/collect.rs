@@ -96,6 +96,9 @@ impl Cache {
         if records > 0 {
             self.collect_files(false).await?;
             self.0.content.collect(Duration::ZERO).await?;
+        } else {
+            // What nobody looks at any more.
+            self.0.snapshots.collect(|content| !matches!(content, Content::Part(_))).await?;
         }
         Ok(freed)
     }
@@ -205,6 +208,7 @@ impl Needed {
     fn has(&self, content: &Content) -> bool {
         match content {
             Content::Layer(diff_id) => self.layers.contains(diff_id),
+            Content::Part(_) => false,
             Content::Chain(record) | Content::Made(record) | Content::Kept(record) => {
                 self.records.contains(record)
             }

@@ -77,7 +77,7 @@ impl Cache {
         // Who leaves in the middle must not take the directory away from under the threads that fill it.
         let cache = self.clone();
         let poured = self.0.tasks.spawn("compare files", async move {
-            cache.pour(changes, name, made.snapshot(), Below::Nothing).await?;
+            cache.pour(move |sink| changes.write(sink, None), name, made.snapshot(), Below::Nothing).await?;
             made.commit().await
         });
         ctx.run(poured).await.map_err(|_| CacheError::Cancelled)??

@@ -1,6 +1,7 @@
 //! [`Indexes`]: what layers have that were unpacked here, kept when their files are gone.
 //!
-//! With it, a look into an image that was pruned opens the layers that cover the path, and none of those above them.
+//! With it, a look into an image that was pruned opens the layers that cover the path, and none of those above them;
+//! and of those that it opens only the parts that it needs, where that pays.
 //! Only layers that have entries for all their directories have an index: what the others have depends on what is
 //! below them.
 //!
@@ -66,6 +67,14 @@ const SUM: usize = 32;
 /// Places of a blob at most that are noted.
 const MAX_SHOWN: usize = 16;
 
+/// What is known of a layer that was unpacked here.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// What it was unpacked from: another blob of the layer can't be entered at the same places.
+    pub(super) blob: Digest,
+    pub(super) index: LayerIndex,
+}
+
 /// What is known of an index.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Stored {
@@ -102,14 +111,15 @@ impl Indexes {
 
     /// Writes the file of a layer's index, in place of one that is there. It counts once it is
     /// [noted](Indexes::note). Blocks.
-    pub(super) fn write(&self, diff_id: DiffId, index: &LayerIndex) {
-        if let Err(error) = self.try_write(diff_id, index) {
+    pub(super) fn write(&self, diff_id: DiffId, known: &Known) {
+        if let Err(error) = self.try_write(diff_id, known) {
             tracing::warn!(%diff_id, %error, "the file index of a layer was not kept");
         }
     }
 
-    fn try_write(&self, diff_id: DiffId, index: &LayerIndex) -> io::Result<()> {
-        let mut bytes = zstd::bulk::compress(&index.encode(), LEVEL)?;
+    fn try_write(&self, diff_id: DiffId, Known { blob, index }: &Known) -> io::Result<()> {
+        let plain = [format!("{blob}\n").as_bytes(), &index.encode()].concat();
+        let mut bytes = zstd::bulk::compress(&plain, LEVEL)?;
         bytes.extend(Sha256::digest(&bytes));
         fs::create_dir_all(&self.0.directory)?;
         let n = self.0.next.fetch_add(1, Ordering::Relaxed);
@@ -154,10 +164,10 @@ impl Indexes {
     }
 
     /// The index of a layer; one that is damaged is none.
-    pub(super) async fn load(&self, diff_id: DiffId) -> Result<Option<Arc<LayerIndex>>, CacheError> {
+    pub(super) async fn load(&self, diff_id: DiffId) -> Result<Option<Arc<Known>>, CacheError> {
         let path = self.path(&diff_id);
         let loaded = self.0.tasks.spawn_blocking("load index", move || match load(&path) {
-            Ok(index) => Some(Arc::new(index)),
+            Ok(known) => Some(Arc::new(known)),
             Err(error) => {
                 tracing::warn!(%diff_id, %error, "the file index of a layer can't be read");
                 None
@@ -241,15 +251,18 @@ fn sweep(directory: &Path, kept: &HashSet<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-fn load(path: &Path) -> io::Result<LayerIndex> {
+fn load(path: &Path) -> io::Result<Known> {
     let damaged = || io::Error::new(io::ErrorKind::InvalidData, "it is not whole");
     let bytes = fs::read(path)?;
     let (bytes, sum) = bytes.split_last_chunk::<SUM>().ok_or_else(damaged)?;
     if Sha256::digest(bytes).as_slice() != sum {
         return Err(damaged());
     }
-    let index = zstd::stream::decode_all(bytes)?;
-    LayerIndex::decode(&index).map_err(io::Error::other)
+    let plain = zstd::stream::decode_all(bytes)?;
+    let end = plain.iter().position(|&byte| byte == b'\n').ok_or_else(damaged)?;
+    let blob = str::from_utf8(&plain[..end]).ok().and_then(|blob| blob.parse().ok()).ok_or_else(damaged)?;
+    let index = LayerIndex::decode(&plain[end + 1..]).map_err(io::Error::other)?;
+    Ok(Known { blob, index })
 }
 
 fn read(tx: &ReadTx, diff_id: &DiffId) -> Result<Option<Stored>, DbError> {

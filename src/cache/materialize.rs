@@ -34,6 +34,7 @@ use futures::FutureExt as _;
 use futures::StreamExt as _;
 use futures::TryStreamExt as _;
 use futures::stream;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -65,13 +66,28 @@ use crate::task::Flights;
 /// Layers of one state that are fetched and unpacked at the same time.
 pub(super) const CONCURRENT: usize = 16;
 
+/// Bytes of parts of layers that are in memory at most, whatever number of them is asked for.
+pub(super) const MAX_PARTS: usize = 32 << 20;
+
 /// What is shared by those who make states into files.
-#[derive(Default)]
 pub(super) struct Materializer {
     unpacking: Flights<SnapshotKey, (), Result<(), CacheError>>,
     mounting: Flights<RecordId, (), Result<Arc<Tree>, CacheError>>,
     /// States that are mounted to be read.
     trees: Mutex<HashMap<RecordId, Weak<Tree>>>,
+    /// Kilobytes of parts of layers that may be in memory.
+    pub(super) parts: Semaphore,
+}
+
+impl Default for Materializer {
+    fn default() -> Materializer {
+        Materializer {
+            unpacking: Flights::default(),
+            mounting: Flights::default(),
+            trees: Mutex::default(),
+            parts: Semaphore::new(MAX_PARTS >> 10),
+        }
+    }
 }
 
 /// The files of a state, or of one that is being made, below a directory. Unmounted when dropped.

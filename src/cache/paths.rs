@@ -19,6 +19,7 @@
 //! - A layer is fetched only if the answer depends on it, given what is known of those above it.
 //! - A layer that was opened is unpacked into its own snapshot, as for anybody who needs all of the files. Nothing
 //!   that is done here is done again.
+//! - Of a layer that is known and not here, some entries can be enough. These are in a snapshot of another name.
 //! - Whoever looks may have the blobs of all layers that he is told of: what is known of a layer counts only for
 //!   those whom the content store admits to its blob.
 //!
@@ -27,6 +28,13 @@
 //! A file is looked for in one layer after the other: whether the next one is needed is known only then. All layers
 //! that can say something of a directory's contents are needed, once it is found: those are opened at the same time.
 //! What several looks wait for is opened at the same time as well.
+//!
+//! # Parts of layers
+//!
+//! What was unpacked once is known by its index (`indexes.rs`), which says where in the layer the bytes of each file
+//! are. Directories, links and attributes come from there. The bytes of files come from ranges of the blob, if its
+//! compression lets somebody begin in the middle, the registry gives ranges, and they are a small part of the blob:
+//! `select.rs` says which, `part.rs` gets them. Otherwise the layer is opened as a whole.
 //!
 //! # Layers that imply directories
 //!
@@ -39,6 +47,8 @@
 //! As [`materialize`](super::materialize): may be dropped, and what was opened stays.
 
 mod known;
+mod part;
+mod select;
 mod survey;
 
 use std::collections::BTreeSet;
@@ -55,6 +65,7 @@ use super::Cache;
 use super::CacheError;
 use super::ImmutableRef;
 use super::Tree;
+use super::indexes;
 use super::materialize::CONCURRENT;
 use super::materialize::Target;
 use super::materialize::chains;
@@ -64,6 +75,7 @@ use super::record::Part;
 use super::snapshots::Content;
 use super::snapshots::SnapshotHold;
 use super::snapshots::chain_key;
+use super::snapshots::is_part;
 use super::snapshots::layer_key;
 use crate::content::DescHandlers;
 use crate::content::FetchError;
@@ -74,9 +86,9 @@ use crate::fs::Root;
 use crate::oci::ChainId;
 use crate::pattern::Glob;
 use crate::pattern::InvalidPattern;
-use crate::snapshot::LayerIndex;
 use crate::snapshot::SnapshotError;
 use known::Known;
+use select::Spot;
 use survey::Survey;
 
 /// A path of a state that somebody looks at. Symlinks on the way resolve beneath the root.
@@ -157,7 +169,7 @@ impl ImmutableRef {
             return self.mount(ctx).await;
         }
         let holds = cache.stand_on_paths(ctx, self.parts(), self.handlers(), looks).await?;
-        if holds.len() == self.parts().len() {
+        if holds.len() == self.parts().len() && !holds.iter().any(|hold| is_part(hold.key())) {
             return self.mount(ctx).await;
         }
         Ok(Arc::new(cache.view(holds).await?))
@@ -199,16 +211,20 @@ impl Cache {
                 })
                 .collect();
             let asked = Arc::clone(&looks);
+            let mut decided = None;
             let survey = self.0.tasks.spawn_blocking("survey layers", move || survey::run(&known, &asked));
             let wanted: BTreeSet<usize> = match survey.await?? {
                 Survey::Undecided { layers } => layers,
-                Survey::Decided { mut layers } => {
+                Survey::Decided { mut layers, spots } => {
                     layers.extend(top);
-                    let opened = |layer: &usize| states[*layer].hold();
+                    let spots = Arc::new(spots);
+                    let opened = |layer: &usize| states[*layer].hold(&spots);
                     if let Some(holds) = layers.iter().map(opened).collect::<Option<Vec<_>>>() {
                         return Ok(holds);
                     }
-                    layers.into_iter().filter(|layer| states[*layer].hold().is_none()).collect()
+                    layers.retain(|layer| states[*layer].hold(&spots).is_none());
+                    decided = Some(spots);
+                    layers
                 }
             };
             let unseen: Vec<usize> =
@@ -223,13 +239,35 @@ impl Cache {
             let opening: Vec<_> = wanted
                 .iter()
                 .map(|&layer| {
-                    let open = self.open_layer(ctx, parts, layer, &chains, handlers);
-                    async move { Ok::<_, CacheError>((layer, open.await?)) }.boxed()
+                    let whole = self.open_layer(ctx, parts, layer, &chains, handlers);
+                    let known = match (&states[layer], parts[layer].blob(), &decided) {
+                        (State::Known(Known::Index { known, .. }), Some(blob), Some(spots)) => {
+                            Some((Arc::clone(known), blob, Arc::clone(spots)))
+                        }
+                        _ => None,
+                    };
+                    let looks = &looks;
+                    let open = async move {
+                        if let Some((known, blob, spots)) = known {
+                            let part = self.open_part(ctx, blob, handlers, &known, &spots, looks).await?;
+                            if let Some(hold) = part {
+                                let part = Some(known::Part { hold, spots });
+                                return Ok((layer, Known::Index { known, part }));
+                            }
+                        }
+                        Ok::<_, CacheError>((layer, self.files_of(whole.await?)?))
+                    };
+                    open.boxed()
                 })
                 .collect();
             let mut opening = stream::iter(opening).buffer_unordered(CONCURRENT);
-            while let Some((layer, hold)) = opening.try_next().await? {
-                states[layer] = State::Known(self.files_of(hold)?);
+            let mut opened = Vec::new();
+            while let Some(one) = opening.try_next().await? {
+                opened.push(one);
+            }
+            drop(opening);
+            for (layer, known) in opened {
+                states[layer] = State::Known(known);
             }
         }
     }
@@ -258,7 +296,7 @@ impl Cache {
         }
         match part.blob() {
             Some(layer) => Ok(match self.index(ctx, layer, handlers).await? {
-                Some(index) => State::Known(Known::Index(index)),
+                Some(known) => State::Known(Known::Index { known, part: None }),
                 None => State::Closed,
             }),
             None => Err(CacheError::NotFound { id: part.record }),
@@ -272,7 +310,7 @@ impl Cache {
         ctx: &Ctx,
         layer: &Layer,
         handlers: &DescHandlers,
-    ) -> Result<Option<Arc<LayerIndex>>, CacheError> {
+    ) -> Result<Option<Arc<indexes::Known>>, CacheError> {
         let digest = layer.blob.digest;
         let had = self.0.indexes.origins(layer)?;
         let offered: Vec<Origin> =
@@ -354,10 +392,14 @@ impl Cache {
 }
 
 impl State {
-    fn hold(&self) -> Option<Arc<SnapshotHold>> {
+    /// What has all that a layer has at `spots`.
+    fn hold(&self, spots: &Arc<BTreeSet<Spot>>) -> Option<Arc<SnapshotHold>> {
         match self {
             State::Known(Known::Files { hold, .. }) => Some(Arc::clone(hold)),
-            State::Known(Known::Index(_)) | State::Unseen | State::Closed => None,
+            State::Known(Known::Index { part: Some(part), .. }) if part.spots == *spots => {
+                Some(Arc::clone(&part.hold))
+            }
+            State::Known(Known::Index { .. }) | State::Unseen | State::Closed => None,
         }
     }
 }

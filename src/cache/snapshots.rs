@@ -1,7 +1,7 @@
 //! [`Snapshots`]: the directories behind records, and which of them are in use.
 //!
-//! A snapshot is named by what is in it: `layer-<diff ID>` for a layer's own files, `chain-<digest>` for
-//! a whole tree (where the snapshotter can't put layers on top of each other, or a layer can't be
+//! A snapshot is named by what is in it: `layer-<diff ID>` for a layer's own files, `part-<digest>` for some of them,
+//! `chain-<digest>` for a whole tree (where the snapshotter can't put layers on top of each other, or a layer can't be
 //! unpacked alone), `made-<record>` for a change set that was made here.
 //!
 //! # Invariants
@@ -10,7 +10,7 @@
 //!   by a crash, or by a row that could not be written: it goes after the next start, or when something else comes
 //!   in its place.
 //! - A row is believed if its snapshot was synced, or in the boot in which it was made (`durable.rs`).
-//! - A layer's or a chain's snapshot can be made again and may go when nobody uses it. A made one goes with its
+//! - A layer's, a part's or a chain's snapshot can be made again and may go when nobody uses it. A made one goes with its
 //!   record only.
 //! - A snapshot is *held* or *doomed*, never both: see `live.rs`, which does the same for records.
 //!
@@ -73,6 +73,9 @@ use crate::task::Tasks;
 /// [`Stored`] as JSON by snapshot.
 pub(super) const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cache_snapshots");
 
+/// What the names of snapshots begin with that have some of a layer's files.
+const PART: &str = "part-";
+
 /// What is known of a snapshot that stays.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Stored {
@@ -95,6 +98,8 @@ impl Stored {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) enum Content {
     Layer(DiffId),
+    /// Some of a layer's files, for looks at them. Nobody needs it but who has it.
+    Part(DiffId),
     /// Of the state of this record, or of one that it stands on.
     Chain(RecordId),
     Made(RecordId),
@@ -107,7 +112,7 @@ impl Content {
     pub(super) fn only_copy_of(&self) -> Option<RecordId> {
         match self {
             Content::Made(record) | Content::Kept(record) => Some(*record),
-            Content::Layer(_) | Content::Chain(_) => None,
+            Content::Layer(_) | Content::Part(_) | Content::Chain(_) => None,
         }
     }
 }
@@ -602,6 +607,21 @@ pub(super) fn all(tx: &ReadTx) -> Result<Vec<(SnapshotKey, Stored)>, DbError> {
 
 pub(super) fn layer_key(diff_id: DiffId) -> SnapshotKey {
     name(format!("layer-{}", short(diff_id.0)))
+}
+
+/// The snapshot of some entries of a layer, which `paths` names.
+pub(super) fn part_key<'p>(diff_id: DiffId, paths: impl Iterator<Item = &'p [u8]>) -> SnapshotKey {
+    let mut named = diff_id.to_string().into_bytes();
+    for path in paths {
+        named.push(0);
+        named.extend_from_slice(path);
+    }
+    name(format!("{PART}{}", short(Digest::sha256(named))))
+}
+
+/// True if a snapshot has some of a layer's files only.
+pub(super) fn is_part(key: &SnapshotKey) -> bool {
+    key.as_str().starts_with(PART)
 }
 
 pub(super) fn chain_key(chain: ChainId) -> SnapshotKey {

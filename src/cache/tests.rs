@@ -5,5 +5,6 @@ pub(crate) mod fixture;
 mod lazy;
 mod lifetime;
 mod model;
+mod parts;
 mod paths;
 mod power;

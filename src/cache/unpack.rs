@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Cache;
 use super::CacheError;
+use super::indexes::Known;
 use super::materialize::Target;
 use super::materialize::Tree;
 use super::record::ChangeSet;
@@ -131,7 +132,7 @@ impl Cache {
                     Err(CacheError::WrongDiffId { digest, expected, actual: applied.diff_id })
                 }
                 Some(expected) if matches!((&below, style), (Below::Unknown, WhiteoutStyle::Overlay)) => {
-                    indexes.write(expected, &applied.index);
+                    indexes.write(expected, &Known { blob: digest, index: applied.index });
                     Ok(())
                 }
                 _ => Ok(()),
@@ -156,23 +157,23 @@ impl Cache {
         let cache = self.clone();
         let digest = part.identity().0;
         let done = self.make_snapshot(ctx, target, move |key, below, _token| async move {
-            cache.pour(changes, digest, &key, below).await
+            cache.pour(move |sink| changes.write(sink, None), digest, &key, below).await
         });
         done.await?;
         Ok(hold)
     }
 
-    /// Writes changes as an archive and applies it to an active snapshot at the same time.
+    /// Applies the archive that `write` gives to an active snapshot at the same time.
     pub(super) async fn pour(
         &self,
-        changes: Changes,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), CacheError> + Send + 'static,
         digest: Digest,
         key: &SnapshotKey,
         below: Below,
     ) -> Result<(), CacheError> {
         let (reader, mut writer) = io::pipe().map_err(CacheError::pack)?;
         let write = self.0.tasks.spawn_blocking("write changes", move || {
-            let written = changes.write(&mut writer, None);
+            let written = write(&mut writer);
             drop(writer);
             written
         });

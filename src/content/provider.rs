@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -25,6 +26,17 @@ use crate::progress::TransferProgress;
 pub trait Provider: fmt::Debug + Send + Sync {
     /// Opens the blob at `offset`. A provider that can't start there starts earlier and says where.
     async fn open(&self, ctx: &Ctx, descriptor: &Descriptor, offset: u64) -> Result<Opened, ProvideError>;
+
+    /// The bytes of a part of the blob, all of them and unverified; `None` if this provider has no way to give a
+    /// part without the rest. The caller has room for them.
+    async fn read_range(
+        &self,
+        _ctx: &Ctx,
+        _descriptor: &Descriptor,
+        _range: &Range<u64>,
+    ) -> Result<Option<Bytes>, ProvideError> {
+        Ok(None)
+    }
 
     /// Finds out whether `ctx` may have the blob, without its bytes. A yes counts only where the blob was
     /// seen before.

@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -105,6 +106,23 @@ impl Provider for RegistryProvider {
         let body = body.map_err(provide_error)?;
         self.admit(ctx);
         Ok(Opened { offset: body.offset(), body: Box::pin(RegistryBody(body)) })
+    }
+
+    async fn read_range(
+        &self,
+        ctx: &Ctx,
+        descriptor: &Descriptor,
+        range: &Range<u64>,
+    ) -> Result<Option<Bytes>, ProvideError> {
+        if is_manifest(descriptor) {
+            return Ok(None);
+        }
+        let bytes = self.client.blob_range(ctx, &self.repository, descriptor, range).await;
+        let bytes = bytes.map_err(provide_error)?;
+        if bytes.is_some() {
+            self.admit(ctx);
+        }
+        Ok(bytes)
     }
 
     async fn probe(&self, ctx: &Ctx, descriptor: &Descriptor) -> Result<(), ProvideError> {

@@ -11,6 +11,7 @@
 //! While the route pauses, the connection and the place in the download lane are given back.
 
 use std::fmt;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -163,6 +164,82 @@ impl RegistryClient {
             Ok(download.next().await?.map(|bytes| (bytes, download)))
         });
         Ok(BlobBody { offset, stream: stream.boxed(), served })
+    }
+
+    /// The bytes of a part of a blob; `None` if who has the blob gives no parts of it, and for foreign layers. The
+    /// caller has found `range` to be within the blob, and to fit into memory. Unverified.
+    pub async fn blob_range(
+        &self,
+        ctx: &Ctx,
+        repository: &Repository,
+        descriptor: &Descriptor,
+        range: &Range<u64>,
+    ) -> Result<Option<Bytes>, RegistryError> {
+        let Ok(length) = usize::try_from(range.end.saturating_sub(range.start)) else { return Ok(None) };
+        if length == 0 || descriptor.is_foreign_layer() {
+            return Ok((length == 0).then(Bytes::new));
+        }
+        let shared = &self.shared;
+        let (subject, path) = (format!("@{}", descriptor.digest), format!("blobs/{}", descriptor.digest));
+        let whole = place(repository, subject.clone(), None);
+        let mut route = shared.route_to_blob(repository, self.trusts(&repository.host), &descriptor.digest);
+        loop {
+            let endpoint = route.next(ctx, &whole).await?;
+            let place = place(repository, subject.clone(), Some(&endpoint));
+            let mut ask = ask_for_blob(&place, repository, &endpoint, &path);
+            let wanted = format!("bytes={}-{}", range.start, range.end - 1);
+            ask.headers.extend(HeaderValue::from_str(&wanted).ok().map(|wanted| (RANGE, wanted)));
+            let error = match shared.ask(ctx, &endpoint, ask).await {
+                Ok(Answer { mut response, pass: _pass, .. }) => match response.status() {
+                    StatusCode::PARTIAL_CONTENT if is_answer(&response, range, descriptor.size) => {
+                        match self.collect(ctx, &place, &mut response, length).await {
+                            Ok(bytes) => return Ok(Some(bytes)),
+                            Err(error) => error,
+                        }
+                    }
+                    // What comes instead is not read.
+                    StatusCode::PARTIAL_CONTENT | StatusCode::OK | StatusCode::RANGE_NOT_SATISFIABLE => {
+                        return Ok(None);
+                    }
+                    _ => shared.refusal(ctx, &place, response).await,
+                },
+                Err(error) => error,
+            };
+            route.failed(error)?;
+        }
+    }
+
+    /// The body of a reply that must have `length` bytes.
+    async fn collect(
+        &self,
+        ctx: &Ctx,
+        place: &Arc<Place>,
+        response: &mut Response,
+        length: usize,
+    ) -> Result<Bytes, RegistryError> {
+        let mut bytes = BytesMut::with_capacity(length);
+        let address = authority(response.url());
+        let cause: Box<dyn std::error::Error + Send + Sync> = loop {
+            match self.shared.chunk(ctx, place, response).await {
+                Ok(Some(chunk)) if chunk.len() > length - bytes.len() => {
+                    let (expected, got) = (length as u64, (bytes.len() + chunk.len()) as u64);
+                    return Err(RegistryError::WrongLength { place: Arc::clone(place), expected, got });
+                }
+                Ok(Some(chunk)) => bytes.extend_from_slice(&chunk),
+                Ok(None) if bytes.len() == length => return Ok(bytes.freeze()),
+                Ok(None) => break "it ended early".into(),
+                Err(Interrupted::Broken(broken)) => break broken.into(),
+                Err(Interrupted::Error(error)) => return Err(error),
+            }
+        };
+        let (got, expected) = (bytes.len() as u64, length as u64);
+        Err(RegistryError::Truncated {
+            place: Arc::clone(place),
+            address,
+            got,
+            expected,
+            cause: Arc::from(cause),
+        })
     }
 
     /// The verified bytes of a small blob such as an image's config; [`RegistryError::TooLarge`]
@@ -470,6 +547,18 @@ fn broke_off(
         expected: end,
         cause: Arc::from(cause.into()),
     }
+}
+
+/// True if a reply has just the part that was asked for.
+fn is_answer(response: &Response, range: &Range<u64>, size: u64) -> bool {
+    let header = response.headers().get(CONTENT_RANGE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let length = response.content_length();
+    parse_content_range(&String::from_utf8_lossy(header)).is_some_and(|(first, last, total)| {
+        first == range.start
+            && last == range.end - 1
+            && total.is_none_or(|total| total == size)
+            && length.is_none_or(|length| length == range.end - range.start)
+    })
 }
 
 /// `bytes first-last/total` (RFC 9110 section 14.4); the total may be `*`.

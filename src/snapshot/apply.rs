@@ -149,7 +149,8 @@ pub fn apply(
     let (unpacked, stream) = read_ahead(HashingReader::new(decoder), |stream| unpack(root, options, stream))
         .map_err(ArchiveError::from)?;
     let (index, implied) = unpacked?;
-    let (_, hashed) = stream.finish();
+    let (decoder, hashed, checks) = stream.finish();
+    let index = index.of_stream(checks, decoder.members().clone());
     Ok(Applied {
         diff_id: DiffId(Digest::from_sha256(hashed.sha256)),
         size: hashed.size,

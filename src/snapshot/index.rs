@@ -1,14 +1,17 @@
 //! What a layer holds, noted in the first pass over it.
 //!
 //! With an index at hand, a listing, a content hash or the copy of a path opens only the layers that
-//! cover that path, and of a layer that is not compressed only a range.
+//! cover that path, and of a layer only some ranges: those that have the bytes of the files, as far as its
+//! compression can be entered there.
 //!
 //! # Format
 //!
-//! `TLI1`, the number of entries, then the entries in order. Of each path only what differs from the one
+//! `TLI2`, the number of entries, then the entries in order. Of each path only what differs from the one
 //! before is there: the length that they share, the length of the rest, the rest. A byte has the kind in
-//! its lower half and flags in the upper one; the kind's fields follow. Numbers are LEB128, signed ones in
-//! zigzag; strings have their length in front.
+//! its lower half and flags in the upper one; the kind's fields follow. Then come the states that verify parts of
+//! the stream: their distance, their number, each, the last one's position and itself. At the end the places where
+//! the compressed stream can be entered: their number, and of each how far it is behind the one before in both
+//! streams. Numbers are LEB128, signed ones in zigzag; strings have their length in front.
 
 mod build;
 mod code;
@@ -18,8 +21,9 @@ mod tests;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+use crate::archive::Checks;
 use crate::archive::EntryKind;
-use crate::oci::Digest;
+use crate::archive::Members;
 
 pub(super) use build::IndexBuilder;
 
@@ -27,6 +31,8 @@ pub(super) use build::IndexBuilder;
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct LayerIndex {
     entries: Vec<IndexEntry>,
+    checks: Checks,
+    members: Members,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,7 +55,7 @@ pub enum IndexContent {
 /// What the layer's entry says of a path.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IndexedFile {
-    /// A hard link's target is a path of this layer or of those below.
+    /// A hard link's target is a path that this layer has as something else than a hard link, or one of those below.
     pub kind: EntryKind,
     /// A directory that hides what layers below have in it.
     pub opaque: bool,
@@ -62,8 +68,6 @@ pub struct IndexedFile {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Where a file's bytes begin in the uncompressed stream.
     pub offset: u64,
-    /// Of a file's bytes; `None` if it is sparse, or larger than a MiB.
-    pub digest: Option<Digest>,
     /// False if the bytes at `offset` are not the file's as they are: it is sparse.
     pub contiguous: bool,
 }
@@ -136,13 +140,32 @@ impl LayerIndex {
         &rest[..rest.partition_point(|entry| entry.path == path || is_beneath(&entry.path, path))]
     }
 
+    /// Where the entry of a path is among all.
+    pub fn position(&self, path: &[u8]) -> Option<usize> {
+        self.find(path).ok()
+    }
+
+    /// What verifies parts of the uncompressed stream.
+    pub fn checks(&self) -> &Checks {
+        &self.checks
+    }
+
+    /// Where the blob that the index was made of can be entered. Nothing of one that is not compressed.
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    pub(super) fn of_stream(self, checks: Checks, members: Members) -> LayerIndex {
+        LayerIndex { checks, members, ..self }
+    }
+
     /// The compact form, of which [`LayerIndex::decode`] makes an equal index.
     pub fn encode(&self) -> Vec<u8> {
-        code::encode(&self.entries)
+        code::encode(self)
     }
 
     pub fn decode(bytes: &[u8]) -> Result<LayerIndex, InvalidIndex> {
-        Ok(LayerIndex { entries: code::decode(bytes)? })
+        code::decode(bytes)
     }
 
     fn find(&self, path: &[u8]) -> Result<usize, usize> {

@@ -194,6 +194,24 @@ fn what_passes_is_hashed() {
     assert_eq!(reader.finish().1, hashed);
 }
 
+#[test]
+fn a_stream_can_be_entered_where_a_member_begins() {
+    let bytes: Vec<u8> = (0..5 << 20).map(|n: u32| (n ^ (n >> 9)) as u8).collect();
+    for (compression, count) in
+        [(Compression::Uncompressed, 0), (Compression::Gzip, 5), (Compression::Zstd, 3)]
+    {
+        let encoded = encode(&bytes, compression, None);
+        let mut decoder = Decoder::new(encoded.as_slice());
+        assert_eq!(io::copy(&mut decoder, &mut io::sink()).expect("it is whole"), 5 << 20);
+        let members = decoder.members().as_slice();
+        assert_eq!(members.len(), count, "{compression}");
+        for member in members {
+            let rest = decode(&encoded[member.compressed as usize..]).expect("a member begins");
+            assert!(rest == bytes[member.plain as usize..], "{compression} {member:?}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -1,5 +1,6 @@
 //! What a layer says of a path.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -7,7 +8,9 @@ use std::sync::Arc;
 
 use super::Look;
 use super::Want;
+use super::select::Spot;
 use crate::archive::EntryKind;
+use crate::cache::indexes;
 use crate::cache::snapshots::SnapshotHold;
 use crate::fs::FsError;
 use crate::fs::Last;
@@ -25,8 +28,16 @@ const OPAQUE: &str = "trusted.overlay.opaque";
 pub(super) enum Known {
     /// Its own files, in overlay's format.
     Files { root: Root, hold: Arc<SnapshotHold> },
-    /// It is not here; it has entries for all its directories.
-    Index(Arc<LayerIndex>),
+    /// Its files are not here, or some of them; it has entries for all its directories.
+    Index { known: Arc<indexes::Known>, part: Option<Part> },
+}
+
+/// Some of a layer's files.
+#[derive(Clone)]
+pub(super) struct Part {
+    pub(super) hold: Arc<SnapshotHold>,
+    /// What they are for.
+    pub(super) spots: Arc<BTreeSet<Spot>>,
 }
 
 /// What a layer says of a path whose parents are directories in it.
@@ -51,7 +62,7 @@ impl Known {
     pub(super) fn says(&self, path: &[u8]) -> Result<Says, FsError> {
         let root = match self {
             Known::Files { root, .. } => root,
-            Known::Index(index) => return Ok(indexed(index, path)),
+            Known::Index { known, .. } => return Ok(indexed(&known.index, path)),
         };
         let path = Path::new(OsStr::from_bytes(path));
         let Some(meta) = root.stat(path, Last::Keep)? else { return Ok(Says::Nothing) };
@@ -71,20 +82,16 @@ impl Known {
     /// True if the layer has something that counts for a look at what is in a directory of it. Files that are here
     /// cost nothing, whether they count or not.
     pub(super) fn counts_in(&self, directory: &[u8], look: &Look) -> bool {
-        let Known::Index(index) = self else { return true };
-        let within = index.beneath(directory).iter().filter(|entry| entry.path != directory);
-        let skip = if directory.is_empty() { 0 } else { directory.len() + 1 };
-        let counts = |entry: &IndexEntry| match &look.want {
-            Want::Entry => false,
-            Want::Tree => true,
-            Want::Matching(pattern) => {
-                let path = &entry.path[skip..];
-                // A directory on the way to what matches shows where that is as well, but for its attributes.
-                let is_plain = matches!(&entry.content, IndexContent::Present(file) if file.kind == EntryKind::Dir && !file.opaque);
-                pattern.matches_beneath(path) || pattern.matches_above(path) && (look.to_change || !is_plain)
+        let Known::Index { known, .. } = self else { return true };
+        let mut within = known.index.beneath(directory).iter().filter(|entry| entry.path != directory);
+        // A directory on the way to what matches shows where that is as well, but for its attributes.
+        let is_plain = |entry: &IndexEntry| matches!(&entry.content, IndexContent::Present(file) if file.kind == EntryKind::Dir && !file.opaque);
+        within.any(|entry| match &look.want {
+            Want::Matching(pattern) if !look.to_change && is_plain(entry) => {
+                pattern.matches_beneath(relative(&entry.path, directory))
             }
-        };
-        within.into_iter().any(counts)
+            _ => is_looked_at(entry, directory, look),
+        })
     }
 
     /// True if the layer has anything at a clean, relative path, or something else than a directory on the way.
@@ -101,6 +108,23 @@ impl Known {
     }
 }
 
+/// True if a look at what is in `directory` sees an entry that is beneath it.
+pub(super) fn is_looked_at(entry: &IndexEntry, directory: &[u8], look: &Look) -> bool {
+    match &look.want {
+        Want::Entry => false,
+        Want::Tree => true,
+        Want::Matching(pattern) => {
+            let path = relative(&entry.path, directory);
+            pattern.matches_beneath(path) || pattern.matches_above(path)
+        }
+    }
+}
+
+/// Of a path beneath a directory.
+fn relative<'p>(path: &'p [u8], directory: &[u8]) -> &'p [u8] {
+    &path[if directory.is_empty() { 0 } else { directory.len() + 1 }..]
+}
+
 fn indexed(index: &LayerIndex, path: &[u8]) -> Says {
     match index.cover(path) {
         Cover::No => Says::Nothing,
@@ -110,8 +134,12 @@ fn indexed(index: &LayerIndex, path: &[u8]) -> Says {
             EntryKind::Dir => Says::Dir { opaque: file.opaque },
             EntryKind::Symlink { target } => Says::Link(target.clone()),
             EntryKind::Hardlink { target } => match index.cover(target) {
-                Cover::Present(named) if named.kind == EntryKind::File => Says::Other,
-                // It may be one more name of a link.
+                Cover::Present(named) => match &named.kind {
+                    EntryKind::Symlink { target } => Says::Link(target.clone()),
+                    EntryKind::Dir | EntryKind::Hardlink { .. } => Says::Unsure,
+                    _ => Says::Other,
+                },
+                // It is one of those below.
                 _ => Says::Unsure,
             },
             _ => Says::Other,

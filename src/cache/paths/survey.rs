@@ -13,6 +13,7 @@ use super::Look;
 use super::Want;
 use super::known::Known;
 use super::known::Says;
+use super::select::Spot;
 use crate::fs::FsError;
 use crate::fs::Last;
 
@@ -24,27 +25,33 @@ const MAX_LINKS: usize = 40;
 pub(super) enum Survey {
     /// These have to be known first.
     Undecided { layers: BTreeSet<usize> },
-    /// These together, without the others, have every path as it is.
-    Decided { layers: BTreeSet<usize> },
+    /// These together, without the others, have every path as it is; of each, what it has at the spots is enough.
+    Decided { layers: BTreeSet<usize>, spots: BTreeSet<Spot> },
 }
 
 pub(super) fn run(known: &[Option<Known>], looks: &[Look]) -> Result<Survey, FsError> {
-    let mut surveyor =
-        Surveyor { known, unknown: BTreeSet::new(), needed: BTreeSet::new(), hiding: Vec::new() };
-    for look in looks {
-        surveyor.look(look)?;
+    let mut surveyor = Surveyor {
+        known,
+        unknown: BTreeSet::new(),
+        needed: BTreeSet::new(),
+        spots: BTreeSet::new(),
+        hiding: Vec::new(),
+    };
+    for (number, look) in looks.iter().enumerate() {
+        surveyor.look(number, look)?;
     }
     if !surveyor.unknown.is_empty() {
         return Ok(Survey::Undecided { layers: surveyor.unknown });
     }
     surveyor.hide()?;
-    Ok(Survey::Decided { layers: surveyor.needed })
+    Ok(Survey::Decided { layers: surveyor.needed, spots: surveyor.spots })
 }
 
 struct Surveyor<'a> {
     known: &'a [Option<Known>],
     unknown: BTreeSet<usize>,
     needed: BTreeSet<usize>,
+    spots: BTreeSet<Spot>,
     /// Layers that hide what those below have at a path that somebody looks at.
     hiding: Vec<(usize, Vec<u8>)>,
 }
@@ -65,7 +72,7 @@ enum End {
 }
 
 impl Surveyor<'_> {
-    fn look(&mut self, look: &Look) -> Result<(), FsError> {
+    fn look(&mut self, number: usize, look: &Look) -> Result<(), FsError> {
         // Components that are left, the next one last.
         let mut pending: Vec<Vec<u8>> = Vec::new();
         push(&mut pending, &look.path);
@@ -77,6 +84,8 @@ impl Surveyor<'_> {
                 resolved.push(name);
             }
             let is_last = pending.is_empty();
+            let contents = (is_last && !matches!(look.want, Want::Entry)).then_some(number);
+            self.spots.insert(Spot { path: resolved.join(&b'/'), contents });
             match self.descend(&resolved, is_last, look)? {
                 End::Unknown | End::Leaf => return Ok(()),
                 End::Nothing | End::Directory if is_last => return Ok(()),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -47,8 +48,24 @@ pub(crate) struct Registries {
     blobs: Mutex<HashMap<Digest, Bytes>>,
     pub(crate) opens: AtomicU64,
     pub(crate) probes: AtomicU64,
+    /// Parts of blobs that were given, and their bytes.
+    pub(crate) parts: AtomicU64,
+    pub(crate) part_bytes: AtomicU64,
+    pub(crate) of_parts: Mutex<OfParts>,
     /// Nobody gets a byte before as many are open as it says.
     pub(crate) barrier: Mutex<Option<Arc<Barrier>>>,
+}
+
+/// What becomes of questions for parts of blobs.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) enum OfParts {
+    #[default]
+    Given,
+    /// There is the whole or nothing.
+    Ignored,
+    /// A byte is wrong.
+    Damaged,
+    Refused,
 }
 
 /// One repository, or a client's store.
@@ -69,6 +86,26 @@ impl Provider for Repository {
         let bytes = self.registries.blobs.lock().unwrap().get(&descriptor.digest).cloned();
         let bytes = bytes.ok_or_else(|| ProvideError::gone("it is not there"))?.slice(offset as usize..);
         Ok(Opened::new(offset, stream::once(async move { Ok(bytes) })))
+    }
+
+    async fn read_range(
+        &self,
+        _: &Ctx,
+        descriptor: &Descriptor,
+        range: &Range<u64>,
+    ) -> Result<Option<Bytes>, ProvideError> {
+        let bytes = self.registries.blobs.lock().unwrap().get(&descriptor.digest).cloned();
+        let bytes = bytes.ok_or_else(|| ProvideError::gone("it is not there"))?;
+        let mut bytes = bytes.slice(range.start as usize..range.end as usize).to_vec();
+        match *self.registries.of_parts.lock().unwrap() {
+            OfParts::Given => {}
+            OfParts::Ignored => return Ok(None),
+            OfParts::Damaged => bytes[0] ^= 1,
+            OfParts::Refused => return Err(ProvideError::unreachable("busy")),
+        }
+        self.registries.parts.fetch_add(1, Ordering::SeqCst);
+        self.registries.part_bytes.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+        Ok(Some(bytes.into()))
     }
 
     async fn probe(&self, _: &Ctx, _: &Descriptor) -> Result<(), ProvideError> {
@@ -152,13 +189,22 @@ impl Fixture {
 
     /// A layer that the registries have, with these entries. Sizes are those of the data.
     pub(crate) fn layer_of<'d>(&self, entries: impl IntoIterator<Item = (Entry, &'d [u8])>) -> Layer {
+        self.compressed_layer_of(entries, Compression::Gzip)
+    }
+
+    /// The same in another compression.
+    pub(crate) fn compressed_layer_of<'d>(
+        &self,
+        entries: impl IntoIterator<Item = (Entry, &'d [u8])>,
+        compression: Compression,
+    ) -> Layer {
         let mut writer = Writer::new(Vec::new());
         for (mut entry, data) in entries {
             entry.size = data.len() as u64;
             writer.append(&entry, data).unwrap();
         }
         let tar = writer.finish().unwrap();
-        let mut encoder = Encoder::new(Vec::new(), Compression::Gzip, None).unwrap();
+        let mut encoder = Encoder::new(Vec::new(), compression, None).unwrap();
         encoder.write_all(&tar).unwrap();
         let bytes = Bytes::from(encoder.finish().unwrap());
         let blob = Descriptor::of(media_type::OCI_LAYER_GZIP, &bytes);

@@ -8,7 +8,7 @@ use crate::lease::hold_rows;
 #[tokio::test]
 async fn several_blobs_cost_one_sync_each_and_one_for_all() {
     let f = Fixture::new();
-    let blobs = |seeds: std::ops::Range<u64>| {
+    let blobs = |seeds: Range<u64>| {
         seeds.map(|s| NewBlob { media_type: "m".into(), bytes: bytes(s, 100) }).collect::<Vec<_>>()
     };
     let _first = f.store.write_all(blobs(9..10)).await.unwrap();

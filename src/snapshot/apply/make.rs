@@ -3,7 +3,6 @@
 use std::fs;
 use std::fs::File;
 use std::io::Read;
-use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
@@ -18,8 +17,6 @@ use rustix::fs::ResolveFlags;
 use rustix::fs::Uid;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
-use sha2::Digest as _;
-use sha2::Sha256;
 
 use super::ApplyError;
 use super::ApplyOptions;
@@ -37,7 +34,6 @@ use crate::fs::CopyOptions;
 use crate::fs::Last;
 use crate::fs::Root;
 use crate::fs::copy_tree;
-use crate::oci::Digest;
 use crate::snapshot::index::IndexBuilder;
 
 /// OCI image specification, `layer.md#whiteouts`.
@@ -45,10 +41,6 @@ const WHITEOUT: &[u8] = b".wh.";
 /// Names that begin so have a meaning of their own, or none that is known today.
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
-
-/// Files up to this size get a digest in the index. One that is larger is hashed when somebody asks: to do so
-/// while it is unpacked costs as much as to hash the layer.
-const DIGEST_BYTES: u64 = 1 << 20;
 
 pub(super) struct Unpacker<'a> {
     place: Place<'a>,
@@ -88,19 +80,23 @@ impl<'a> Unpacker<'a> {
         self.place.enter(&entry.path)?;
         let path = self.place.path_of(&name);
         let offset = reader.offset();
-        let (mut opaque, mut digest, mut contiguous) = (false, None, true);
+        let (mut opaque, mut contiguous) = (false, true);
         match &entry.kind {
             EntryKind::File => {
                 contiguous = reader.extents().is_none();
-                digest = self.file(&entry, &name, &path, reader)?;
+                self.file(&entry, &name, &path, reader)?;
             }
             EntryKind::Dir => opaque = self.dir(&entry, &name, &path)?,
-            EntryKind::Hardlink { target } => self.hardlink(&entry, &name, &path, target)?,
-            kind => self.special(&entry, &name, &path, kind)?,
+            EntryKind::Hardlink { target } => {
+                let target = target.clone();
+                let found = self.hardlink(&entry, &name, &path, &target)?;
+                entry.kind = EntryKind::Hardlink { target: found };
+            }
+            _ => self.special(&entry, &name, &path)?,
         }
         self.place.made(&path);
         entry.path = path;
-        index.put(entry, opaque, offset, digest, contiguous);
+        index.put(entry, opaque, offset, contiguous);
         Ok(())
     }
 
@@ -178,7 +174,7 @@ impl<'a> Unpacker<'a> {
         name: &[u8],
         path: &[u8],
         reader: &mut Reader<R>,
-    ) -> Result<Option<Digest>, ApplyError> {
+    ) -> Result<(), ApplyError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
         let open = |place: &Place<'_>| rustix::fs::openat(place.dir(), name, flags, mode);
@@ -189,24 +185,16 @@ impl<'a> Unpacker<'a> {
             }
             other => other,
         };
-        let mut file = File::from(file.map_err(ApplyError::io("make", path))?);
+        let file = File::from(file.map_err(ApplyError::io("make", path))?);
         let sparse = reader.extents().is_some();
-        let mut hasher = (!sparse && entry.size <= DIGEST_BYTES).then(Sha256::new);
         while let Some(chunk) = reader.next_chunk()? {
-            if let Some(hasher) = &mut hasher {
-                hasher.update(chunk.bytes);
-                file.write_all(chunk.bytes)
-            } else {
-                file.write_all_at(chunk.bytes, chunk.offset)
-            }
-            .map_err(ApplyError::io("write", path))?;
+            file.write_all_at(chunk.bytes, chunk.offset).map_err(ApplyError::io("write", path))?;
         }
         if sparse {
             file.set_len(entry.size).map_err(ApplyError::io("write", path))?;
         }
         self.own(&file, entry, path)?;
-        rustix::fs::futimens(&file, &times(entry.mtime)).map_err(ApplyError::io("set the time", path))?;
-        Ok(hasher.map(|hasher| Digest::from_sha256(hasher.finalize().into())))
+        rustix::fs::futimens(&file, &times(entry.mtime)).map_err(ApplyError::io("set the time", path))
     }
 
     /// Owner, mode and attributes of an open file, in the order in which none undoes another: a new
@@ -260,7 +248,14 @@ impl<'a> Unpacker<'a> {
         Ok(opaque)
     }
 
-    fn hardlink(&mut self, entry: &Entry, name: &[u8], path: &[u8], target: &[u8]) -> Result<(), ApplyError> {
+    /// Returns where the target is, without links.
+    fn hardlink(
+        &mut self,
+        entry: &Entry,
+        name: &[u8],
+        path: &[u8],
+        target: &[u8],
+    ) -> Result<Vec<u8>, ApplyError> {
         let missing = || ApplyError::MissingTarget { path: shown(&entry.path), target: shown(target) };
         let last = target.iter().rposition(|&b| b == b'/').map_or(target, |at| &target[at + 1..]);
         self.place.enter(target)?;
@@ -279,7 +274,7 @@ impl<'a> Unpacker<'a> {
             None => self.copy_up(entry, target, &target_path)?,
         }
         if target_path == path {
-            return Ok(());
+            return Ok(target_path);
         }
         self.place.enter(&entry.path)?;
         let link =
@@ -295,7 +290,8 @@ impl<'a> Unpacker<'a> {
             // It was in a directory that this entry has replaced.
             Errno::NOENT => missing(),
             errno => ApplyError::io("link", path)(errno),
-        })
+        })?;
+        Ok(target_path)
     }
 
     /// Brings a file of a layer below into this one, as an overlay does when it is linked to.
@@ -318,13 +314,8 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Makes a symlink, device or FIFO.
-    fn special(
-        &mut self,
-        entry: &Entry,
-        name: &[u8],
-        path: &[u8],
-        kind: &EntryKind,
-    ) -> Result<(), ApplyError> {
+    fn special(&mut self, entry: &Entry, name: &[u8], path: &[u8]) -> Result<(), ApplyError> {
+        let kind = &entry.kind;
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
         let make = |place: &Place<'_>| match kind {
             EntryKind::Symlink { target } => rustix::fs::symlinkat(target.as_slice(), place.dir(), name),

@@ -216,7 +216,7 @@ fn all_that_an_entry_says_is_made() {
     assert_eq!(applied.diff_id, DiffId(Digest::sha256(&bytes)));
     assert_eq!(applied.size, bytes.len() as u64);
     let Cover::Present(late) = applied.index.cover(b"bin/ping") else { panic!("it is in the index") };
-    assert_eq!(late.digest, Some(Digest::sha256("ping")));
+    assert_eq!(late.size, 4);
     assert_eq!(&bytes[late.offset as usize..][..4], b"ping");
 }
 

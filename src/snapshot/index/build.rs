@@ -9,7 +9,6 @@ use super::IndexedFile;
 use super::LayerIndex;
 use crate::archive::Entry;
 use crate::archive::EntryKind;
-use crate::oci::Digest;
 
 /// Entries so far, as they count together: later ones have replaced earlier ones.
 #[derive(Default, Debug)]
@@ -17,23 +16,42 @@ pub(in crate::snapshot) struct IndexBuilder {
     /// By path with NUL for each slash, so that the order of keys is that of components.
     entries: BTreeMap<Vec<u8>, IndexContent>,
     whiteouts: usize,
+    /// The hard links to each entry that has some, by keys. An entry that is a link itself has none: what links to it
+    /// links to its target.
+    links: BTreeMap<Vec<u8>, Vec<Vec<u8>>>,
 }
 
 fn key(path: &[u8]) -> Vec<u8> {
     path.iter().map(|&b| if b == b'/' { 0 } else { b }).collect()
 }
 
+fn path(mut key: Vec<u8>) -> Vec<u8> {
+    key.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b'/');
+    key
+}
+
 impl IndexBuilder {
     pub(in crate::snapshot) fn put(
         &mut self,
-        entry: Entry,
+        mut entry: Entry,
         mut opaque: bool,
         offset: u64,
-        digest: Option<Digest>,
         contiguous: bool,
     ) {
         let key = key(&entry.path);
-        self.show_parents(&key);
+        if let EntryKind::Hardlink { target } = &mut entry.kind {
+            let linked = self.linked(target);
+            if linked == key {
+                return;
+            }
+            self.show_parents(&key);
+            self.part(&key);
+            *target = path(linked.clone());
+            self.links.entry(linked).or_default().push(key.clone());
+        } else {
+            self.show_parents(&key);
+            self.part(&key);
+        }
         match self.entries.get(&key) {
             Some(IndexContent::Present(old))
                 if old.kind == EntryKind::Dir && entry.kind == EntryKind::Dir =>
@@ -56,7 +74,6 @@ impl IndexBuilder {
             mtime: entry.mtime,
             size: entry.size,
             xattrs: entry.xattrs,
-            digest,
             contiguous,
         };
         self.entries.insert(key, IndexContent::Present(Box::new(file)));
@@ -112,15 +129,53 @@ impl IndexBuilder {
             let range = (Bound::Included(within.as_slice()), Bound::Unbounded);
             let next = self.entries.range::<[u8], _>(range).next();
             let Some(gone) = next.map(|(k, _)| k).filter(|k| k.starts_with(&within)).cloned() else { return };
+            self.part(&gone);
             self.entries.remove(&gone);
         }
     }
 
+    /// What a hard link to `target` is a name of, by key.
+    fn linked(&self, target: &[u8]) -> Vec<u8> {
+        let named = key(target);
+        match self.entries.get(&named) {
+            Some(IndexContent::Present(file)) => match &file.kind {
+                EntryKind::Hardlink { target } => key(target),
+                _ => named,
+            },
+            _ => named,
+        }
+    }
+
+    /// What is there is about to go: names that it has elsewhere keep what it is.
+    fn part(&mut self, gone: &[u8]) {
+        let Some(IndexContent::Present(file)) = self.entries.get(gone) else { return };
+        if let EntryKind::Hardlink { target } = &file.kind {
+            let linked = key(target);
+            if let Some(links) = self.links.get_mut(&linked) {
+                links.retain(|link| link != gone);
+                if links.is_empty() {
+                    self.links.remove(&linked);
+                }
+            }
+            return;
+        }
+        let Some(mut links) = self.links.remove(gone) else { return };
+        let heir = links.remove(0);
+        let kept = file.clone();
+        for link in &links {
+            if let Some(IndexContent::Present(file)) = self.entries.get_mut(link) {
+                file.kind = EntryKind::Hardlink { target: path(heir.clone()) };
+            }
+        }
+        self.entries.insert(heir.clone(), IndexContent::Present(kept));
+        if !links.is_empty() {
+            self.links.insert(heir, links);
+        }
+    }
+
     pub(in crate::snapshot) fn finish(self) -> LayerIndex {
-        let entries = self.entries.into_iter().map(|(mut path, content)| {
-            path.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b'/');
-            IndexEntry { path, content }
-        });
-        LayerIndex { entries: entries.collect() }
+        let entries = self.entries.into_iter();
+        let entries = entries.map(|(key, content)| IndexEntry { path: path(key), content }).collect();
+        LayerIndex { entries, ..LayerIndex::default() }
     }
 }

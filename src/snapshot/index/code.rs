@@ -7,11 +7,15 @@ use super::IndexContent;
 use super::IndexEntry;
 use super::IndexedFile;
 use super::InvalidIndex;
+use super::LayerIndex;
 use super::by_component;
+use crate::archive::CheckState;
+use crate::archive::Checks;
 use crate::archive::EntryKind;
-use crate::oci::Digest;
+use crate::archive::Member;
+use crate::archive::Members;
 
-const MAGIC: &[u8] = b"TLI1";
+const MAGIC: &[u8] = b"TLI2";
 
 const WHITEOUT: u8 = 0;
 const OPAQUE: u8 = 1;
@@ -25,13 +29,9 @@ const FIFO: u8 = 8;
 
 const IS_OPAQUE: u8 = 0x10;
 const IS_CONTIGUOUS: u8 = 0x20;
-const HAS_DIGEST: u8 = 0x40;
 const HAS_XATTRS: u8 = 0x80;
 
-/// Bytes of the digests that an index has: SHA-256.
-const DIGEST_BYTES: usize = 32;
-
-pub(super) fn encode(entries: &[IndexEntry]) -> Vec<u8> {
+pub(super) fn encode(LayerIndex { entries, checks, members }: &LayerIndex) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     put_number(&mut out, entries.len() as u64);
     let mut last: &[u8] = &[];
@@ -45,6 +45,19 @@ pub(super) fn encode(entries: &[IndexEntry]) -> Vec<u8> {
             IndexContent::Opaque => out.push(OPAQUE),
             IndexContent::Present(file) => put_file(&mut out, file),
         }
+    }
+    put_number(&mut out, checks.apart());
+    put_number(&mut out, checks.states().len() as u64);
+    checks.states().iter().for_each(|state| out.extend_from_slice(state));
+    let (end, last) = checks.last();
+    put_number(&mut out, end);
+    out.extend_from_slice(last);
+    put_number(&mut out, members.as_slice().len() as u64);
+    let mut before = Member::default();
+    for member in members.as_slice() {
+        put_number(&mut out, member.compressed - before.compressed);
+        put_number(&mut out, member.plain - before.plain);
+        before = *member;
     }
     out
 }
@@ -60,12 +73,9 @@ fn put_file(out: &mut Vec<u8>, file: &IndexedFile) {
         EntryKind::Fifo => FIFO,
     };
     let flag = |set: bool, flag: u8| if set { flag } else { 0 };
-    // Only SHA-256 is computed when a layer is unpacked.
-    let digest = file.digest.as_ref().map(Digest::raw).filter(|raw| raw.len() == DIGEST_BYTES);
     out.push(
         kind | flag(file.opaque, IS_OPAQUE)
             | flag(file.contiguous, IS_CONTIGUOUS)
-            | flag(digest.is_some(), HAS_DIGEST)
             | flag(!file.xattrs.is_empty(), HAS_XATTRS),
     );
     for number in [file.mode.into(), file.uid, file.gid, zigzag(file.mtime.0), file.mtime.1.into()] {
@@ -82,9 +92,6 @@ fn put_file(out: &mut Vec<u8>, file: &IndexedFile) {
             put_number(out, (*minor).into());
         }
         EntryKind::Dir | EntryKind::Fifo => {}
-    }
-    if let Some(digest) = digest {
-        out.extend_from_slice(digest);
     }
     if !file.xattrs.is_empty() {
         put_number(out, file.xattrs.len() as u64);
@@ -112,7 +119,7 @@ fn zigzag(number: i64) -> u64 {
     ((number << 1) ^ (number >> 63)).cast_unsigned()
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Result<Vec<IndexEntry>, InvalidIndex> {
+pub(super) fn decode(bytes: &[u8]) -> Result<LayerIndex, InvalidIndex> {
     let mut input = Input { bytes, at: 0 };
     if input.take(MAGIC.len())? != MAGIC {
         return Err(InvalidIndex { offset: 0 });
@@ -137,10 +144,11 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Vec<IndexEntry>, InvalidIndex> {
         };
         entries.push(IndexEntry { path, content });
     }
+    let (checks, members) = (input.checks()?, input.members()?);
     if input.at != bytes.len() {
         return Err(input.invalid());
     }
-    Ok(entries)
+    Ok(LayerIndex { entries, checks, members })
 }
 
 struct Input<'a> {
@@ -185,6 +193,35 @@ impl<'a> Input<'a> {
         self.take(usize::try_from(length).map_err(|_| self.invalid())?)
     }
 
+    fn state(&mut self) -> Result<CheckState, InvalidIndex> {
+        let mut state = CheckState::default();
+        state.copy_from_slice(self.take(size_of::<CheckState>())?);
+        Ok(state)
+    }
+
+    fn checks(&mut self) -> Result<Checks, InvalidIndex> {
+        let (apart, count) = (self.number()?, self.number()?);
+        let states = (0..count).map(|_| self.state()).collect::<Result<Vec<_>, _>>()?;
+        let (end, last) = (self.number()?, self.state()?);
+        if apart == 0 && states.is_empty() {
+            return Ok(Checks::default());
+        }
+        Checks::new(apart, states, end, last).ok_or_else(|| self.invalid())
+    }
+
+    fn members(&mut self) -> Result<Members, InvalidIndex> {
+        let mut member = Member::default();
+        let mut members = Vec::new();
+        for _ in 0..self.number()? {
+            let (compressed, plain) = (self.number()?, self.number()?);
+            let sums = member.compressed.checked_add(compressed).zip(member.plain.checked_add(plain));
+            let (compressed, plain) = sums.ok_or_else(|| self.invalid())?;
+            member = Member { compressed, plain };
+            members.push(member);
+        }
+        Members::new(members).ok_or_else(|| self.invalid())
+    }
+
     fn file(&mut self, tag: u8) -> Result<IndexedFile, InvalidIndex> {
         let (mode, uid, gid) = (self.small()?, self.number()?, self.number()?);
         let seconds = self.number()?;
@@ -204,11 +241,6 @@ impl<'a> Input<'a> {
             FIFO => EntryKind::Fifo,
             _ => return Err(self.invalid()),
         };
-        let mut digest = None;
-        if tag & HAS_DIGEST != 0 {
-            let raw = self.take(DIGEST_BYTES)?;
-            digest = raw.try_into().ok().map(Digest::from_sha256);
-        }
         let mut xattrs = BTreeMap::new();
         if tag & HAS_XATTRS != 0 {
             for _ in 0..self.number()? {
@@ -226,7 +258,6 @@ impl<'a> Input<'a> {
             size,
             xattrs,
             offset,
-            digest,
             contiguous: tag & IS_CONTIGUOUS != 0,
         })
     }

@@ -6,9 +6,11 @@ use proptest::prelude::*;
 use super::Cover;
 use super::IndexBuilder;
 use super::LayerIndex;
+use crate::archive::Checks;
 use crate::archive::Entry;
 use crate::archive::EntryKind;
-use crate::oci::Digest;
+use crate::archive::Member;
+use crate::archive::Members;
 
 fn index(steps: &[(&str, char)]) -> LayerIndex {
     let mut builder = IndexBuilder::default();
@@ -16,8 +18,8 @@ fn index(steps: &[(&str, char)]) -> LayerIndex {
         match what {
             'w' => builder.whiteout(path.as_bytes()),
             'o' => builder.opaque(path.as_bytes()),
-            'd' => builder.put(Entry::new(*path, EntryKind::Dir), false, 0, None, true),
-            _ => builder.put(Entry::new(*path, EntryKind::File), false, 0, None, true),
+            'd' => builder.put(Entry::new(*path, EntryKind::Dir), false, 0, true),
+            _ => builder.put(Entry::new(*path, EntryKind::File), false, 0, true),
         }
     }
     builder.finish()
@@ -104,9 +106,8 @@ prop_compose! {
         kind in kind(),
         numbers in any::<(u32, u64, u64, i64, u32, u64, u64)>(),
         xattrs in collection::btree_map(any::<Vec<u8>>(), any::<Vec<u8>>(), 0..3),
-        digest in proptest::option::of(any::<[u8; 32]>()),
         flags in any::<(bool, bool)>(),
-    ) -> (Entry, bool, u64, Option<Digest>, bool) {
+    ) -> (Entry, bool, u64, bool) {
         let mut entry = Entry::new(path, kind);
         let offset;
         (entry.mode, entry.uid, entry.gid, entry.mtime.0, entry.mtime.1, entry.size, offset) = numbers;
@@ -114,7 +115,7 @@ prop_compose! {
             entry.size = 0;
         }
         entry.xattrs = xattrs;
-        (entry, flags.0, offset, digest.map(Digest::from_sha256), flags.1)
+        (entry, flags.0, offset, flags.1)
     }
 }
 
@@ -125,15 +126,24 @@ proptest! {
     fn an_index_comes_back_from_its_compact_form(
         puts in collection::vec(put(), 0..20),
         whiteouts in collection::vec("[a-c]{1,2}(/[a-c]){0,2}", 0..5),
+        states in collection::vec(any::<[u8; 32]>(), 0..5),
+        members in collection::btree_map(1_u64..1 << 40, 1_u64..1 << 20, 0..5),
     ) {
         let mut builder = IndexBuilder::default();
         for path in whiteouts {
             builder.whiteout(path.as_bytes());
         }
-        for (entry, opaque, offset, digest, contiguous) in puts {
-            builder.put(entry, opaque, offset, digest, contiguous);
+        for (entry, opaque, offset, contiguous) in puts {
+            builder.put(entry, opaque, offset, contiguous);
         }
-        let index = builder.finish();
+        let end = states.len() as u64 * 128 + 64;
+        let checks = Checks::new(128, states, end, [7; 32]).expect("they fit");
+        let members = members.into_iter().scan(0, |compressed, (plain, length)| {
+            *compressed += length;
+            Some(Member { compressed: *compressed, plain })
+        });
+        let members = Members::new(members.collect()).expect("they ascend");
+        let index = builder.finish().of_stream(checks, members);
         let bytes = index.encode();
         prop_assert_eq!(LayerIndex::decode(&bytes).expect("it is whole"), index);
         for cut in 0..bytes.len() {
@@ -143,9 +153,49 @@ proptest! {
 
     #[test]
     fn damaged_bytes_never_panic(bytes in collection::vec(any::<u8>(), 0..300), magic in any::<bool>()) {
-        let bytes = if magic { [b"TLI1", bytes.as_slice()].concat() } else { bytes };
+        let bytes = if magic { [b"TLI2", bytes.as_slice()].concat() } else { bytes };
         if let Ok(index) = LayerIndex::decode(&bytes) {
             let _ = index.cover(b"a/b");
         }
+    }
+}
+
+#[test]
+fn a_hard_link_keeps_what_it_links_to() {
+    let mut builder = IndexBuilder::default();
+    let mut put = |path: &str, kind: EntryKind, offset: u64| {
+        let mut entry = Entry::new(path, kind);
+        entry.size = offset;
+        builder.put(entry, false, offset, true);
+    };
+    let link = |target: &str| EntryKind::Hardlink { target: target.as_bytes().to_vec() };
+    put("a", EntryKind::File, 1);
+    put("d", EntryKind::Dir, 0);
+    put("d/b", link("a"), 0);
+    put("c", link("d/b"), 0);
+    put("a", link("c"), 0);
+    put("e", link("c"), 0);
+    put("f", EntryKind::File, 4);
+    put("g", link("f"), 0);
+    put("a", EntryKind::File, 2);
+    put("d", EntryKind::File, 3);
+    put("g", EntryKind::Fifo, 0);
+    put("f", EntryKind::Fifo, 0);
+    put("h", link("below"), 0);
+    let index = builder.finish();
+    let said = |path: &str| match index.cover(path.as_bytes()) {
+        Cover::Present(file) => (file.kind.clone(), file.offset),
+        other => panic!("{other:?}"),
+    };
+    for (path, kind, offset) in [
+        ("a", EntryKind::File, 2),
+        ("c", EntryKind::File, 1),
+        ("d", EntryKind::File, 3),
+        ("e", link("c"), 0),
+        ("f", EntryKind::Fifo, 0),
+        ("g", EntryKind::Fifo, 0),
+        ("h", link("below"), 0),
+    ] {
+        assert_eq!(said(path), (kind, offset), "{path}");
     }
 }
