@@ -2,11 +2,13 @@
 //! works once there is space.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tonic::Code;
 use tonic::Status;
 
 use crate::harness::Attachables;
+use crate::harness::BlobSource;
 use crate::harness::Build;
 use crate::harness::Client;
 use crate::harness::Daemon;
@@ -14,14 +16,18 @@ use crate::harness::DaemonOptions;
 use crate::harness::Image;
 use crate::harness::Layer;
 use crate::harness::Loopback;
+use crate::harness::Op;
 use crate::harness::TestRegistry;
 use crate::harness::assert_nothing_left;
 use crate::harness::layer::busybox;
 use crate::harness::llb;
 use crate::harness::llb::Action;
 use crate::harness::llb::State;
+use crate::harness::sha256;
 
 const MIB: u64 = 1 << 20;
+/// What must happen happens within this time.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A daemon with its root on a small disk. It is dropped before the disk.
 struct Small {
@@ -58,12 +64,20 @@ impl Small {
         self.works_again(&build).await;
     }
 
+    /// A file of more than what may become free behind: its directory fails already, or its bytes do.
+    async fn refuses_files(&self, base: Option<&State>) {
+        for n in 0..3 {
+            let (path, data) = (format!("/made-{n}"), vec![b'x'; 4 << 20]);
+            let made = llb::file(base, None, &Action::MkFile { path: &path, data: &data });
+            assert_no_space(&self.build(&Build::of(&made)).await.expect_err("there is no space"));
+        }
+    }
+
     async fn works_again(mut self, build: &Build) {
         assert!(self.daemon.is_running(), "{}", self.daemon.log());
         self.disk.drain();
         self.build(build).await.expect("there is space again");
         assert_nothing_left(&self.daemon).await;
-        self.daemon.terminate();
     }
 }
 
@@ -122,4 +136,79 @@ async fn a_result_that_does_not_fit_is_packed_once_there_is_space() {
     small.build(&Build::of(&ran)).await.expect("it fits");
     let build = Build::of(&ran).push(&small.registry.reference("copy", "large"));
     small.fails_until_there_is_space(build, 4 * MIB).await;
+}
+
+/// The disk fills up while a command runs that writes nothing: its result is noted, or refused for want of space.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_without_a_byte_refuses_what_it_must_and_nothing_is_lost() {
+    let Some(small) = Small::new() else { return };
+    let Some(base) = small.base(Layer::files([("one", "1")])) else { return };
+    let first = llb::sh(&base, "echo first > /first");
+    small.build(&Build::of(&first)).await.expect("it fits");
+    let answer = b"the answer";
+    small.registry.put_blob("answers", sha256(answer), BlobSource::Bytes(answer.to_vec().into()));
+    let url = format!("http://{}/v2/answers/blobs/{}", small.registry.host(), sha256(answer));
+    let asked = llb::sh(&first, &format!("/bin/busybox wget -q -O /dev/null {url}"));
+    let held = small.registry.hold(Op::BlobGet.of(sha256(answer)));
+    let client = Client::connect(&small.daemon).await;
+    let running = client.start(Build::of(&asked)).await;
+    held.reached().await;
+    small.disk.fill(0);
+    drop(held);
+    if let Err(status) = running.finish().await.response {
+        assert_no_space(&status);
+    }
+    small.refuses_files(Some(&first)).await;
+    small.works_again(&Build::of(&asked)).await;
+}
+
+/// How a daemon ended before it starts on a disk that has no byte left.
+async fn starts_without_a_byte(end: impl FnOnce(&mut Daemon)) {
+    let Some(mut small) = Small::new() else { return };
+    let data = vec![b'x'; 12 << 20];
+    let large = llb::file(None, None, &Action::MkFile { path: "/large", data: &data });
+    small.build(&Build::of(&large)).await.expect("it fits");
+    small.disk.fill(0);
+    end(&mut small.daemon);
+    small.disk.fill_more();
+    small.daemon.start_again();
+    let client = Client::connect(&small.daemon).await;
+    let usage = client.usage().await;
+    assert!(usage.iter().any(|record| record.size >= 12 << 20), "{usage:?}");
+    assert!(!client.history().await.is_empty(), "what was built is told");
+    small.refuses_files(None).await;
+    // From cache, since nothing has to be written.
+    client.prune_all().await.expect("a prune needs no space");
+    assert_eq!(client.usage().await.len(), 0);
+    let gone = crate::harness::poll(LIMIT, || small.disk.free() >= 12 << 20);
+    assert!(gone, "{} bytes are free", small.disk.free());
+    small.works_again(&Build::of(&large)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_starts_on_a_disk_without_a_byte_and_a_prune_frees_some() {
+    starts_without_a_byte(Daemon::terminate).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_was_killed_starts_on_a_disk_without_a_byte_and_a_prune_frees_some() {
+    starts_without_a_byte(Daemon::kill9).await;
+}
+
+#[test]
+fn a_new_root_on_a_disk_without_a_byte_is_refused_with_what_to_do() {
+    let Some(disk) = Loopback::ext4(128) else { return };
+    let root = disk.root();
+    disk.fill(0);
+    let mut daemon = Daemon::prepare(DaemonOptions { root: Some(root), ..DaemonOptions::default() });
+    daemon.spawn();
+    let status = daemon.wait(LIMIT);
+    assert!(!status.success());
+    let log = daemon.log();
+    assert!(
+        log.to_lowercase().contains("no space left to open the metadata store") && log.contains("free some"),
+        "{log}"
+    );
+    disk.drain();
+    daemon.start_again();
 }

@@ -27,10 +27,11 @@
 //!
 //! # Crash consistency
 //!
+//! A new store gets its name when it is whole: what a crash or a full disk leaves of one is begun anew.
 //! redb commits by checksummed copy-on-write with one fsync, and repairs itself at the next open.
 //! When the file fails in mid-write (a full disk, an I/O error), the writer fences the old handle off,
-//! opens the file again at its last commit and goes on: space that was freed heals the store
-//! without a restart.
+//! opens the file again at its last durable commit and goes on: space that was freed heals the store
+//! without a restart. [`Db::failures`] tells of it.
 
 mod backend;
 mod error;
@@ -60,6 +61,7 @@ use std::time::Duration;
 use redb::Database;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 pub use error::DbError;
 pub use tx::ReadTx;
@@ -94,6 +96,8 @@ struct Owner {
 #[derive(Debug)]
 struct Shared {
     path: PathBuf,
+    /// Times that the file failed; see [`Db::failures`].
+    failures: watch::Sender<u64>,
     /// Locked for the life of the store, so that two processes never share one.
     file: Arc<File>,
     /// The file is new and its directory not synced yet, which the first durable commit does: a start
@@ -122,27 +126,19 @@ impl Db {
     /// Opens the store at `path`, made if it doesn't exist. Repairs it after a crash.
     pub fn open(path: impl AsRef<Path>) -> Result<Db, DbError> {
         let path = path.as_ref().to_path_buf();
-        let opening = |source| DbError::Open { path: path.clone(), source: Arc::new(source) };
-        let created = !path.exists();
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let file = file.map_err(|e| opening(redb::Error::Io(e)))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(DbError::InUse { path }),
-            Err(TryLockError::Error(e)) => return Err(opening(redb::Error::Io(e))),
-        }
-        let file = Arc::new(file);
         let counters = Arc::new(Counters::default());
-        let handle = Handle::open(&file, &counters).map_err(|e| opening(e.into()))?;
+        let created = !path.exists();
+        let opened = if created { create(&path, &counters) } else { open_existing(&path, &counters) };
+        let (file, handle) = opened?;
         let (created, handle) = (AtomicBool::new(created), RwLock::new(Some(Arc::new(handle))));
-        let shared = Arc::new(Shared { path, file, created, handle, counters });
+        let failures = watch::Sender::new(0);
+        let shared = Arc::new(Shared { path, failures, file, created, handle, counters });
         let (sender, jobs) = mpsc::channel();
         let writer = std::thread::Builder::new().name("db-writer".to_owned()).spawn({
             let shared = Arc::clone(&shared);
             move || writer::run(&shared, &jobs)
         });
-        let writer = writer
-            .map_err(|e| DbError::Open { path: shared.path.clone(), source: Arc::new(redb::Error::Io(e)) })?;
+        let writer = writer.map_err(|e| DbError::open(&shared.path, redb::Error::Io(e)))?;
         let owner = Owner { shared, jobs: Mutex::new(Some(sender)), writer: Mutex::new(Some(writer)) };
         Ok(Db { owner: Arc::new(owner) })
     }
@@ -192,6 +188,20 @@ impl Db {
         let (job, answer) = Job::waited(false, write);
         self.owner.queue(job);
         async move { answer.await.unwrap_or(Err(DbError::Closed)) }
+    }
+
+    /// Changes after the file has failed (a full disk, an I/O error) and was opened again, or could not be. What was
+    /// visible and not yet durable is gone then, and a write that was answered with an error may be there: whoever
+    /// has something outside of the store beside its rows looks again.
+    pub fn failures(&self) -> watch::Receiver<u64> {
+        self.owner.shared.failures.subscribe()
+    }
+
+    /// Makes the file fail as on a full disk, until it is opened again.
+    #[cfg(test)]
+    pub(crate) fn fill_the_disk(&self) -> Result<(), DbError> {
+        self.owner.shared.handle()?.fence.full.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Commits since the store was opened, those that write behind included.
@@ -281,8 +291,10 @@ impl Shared {
         let mut handle = self.handle.write().unwrap_or_else(PoisonError::into_inner);
         let Some(failed) = handle.as_mut() else { return Err(DbError::Closed) };
         failed.fence.close();
-        *failed = Arc::new(Handle::open(&self.file, &self.counters)?);
-        Ok(())
+        let reopened = Handle::open(&self.file, &self.counters).map(|opened| *failed = Arc::new(opened));
+        drop(handle);
+        self.failures.send_modify(|failures| *failures += 1);
+        Ok(reopened?)
     }
 }
 
@@ -292,6 +304,43 @@ impl Handle {
         let backend = Backend::new(Arc::clone(file), Arc::clone(counters), Arc::clone(&fence));
         let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)?;
         Ok(Handle { database, fence })
+    }
+}
+
+/// Makes a store. It has its name once it is whole.
+fn create(path: &Path, counters: &Arc<Counters>) -> Result<(Arc<File>, Handle), DbError> {
+    let new = path.with_extension("new");
+    let file = lock(&new, path)?;
+    let make = || -> Result<Handle, redb::Error> {
+        // What was begun earlier is no store.
+        file.set_len(0)?;
+        let handle = Handle::open(&file, counters)?;
+        std::fs::rename(&new, path)?;
+        Ok(handle)
+    };
+    let made = make().map_err(|source| DbError::open(path, source));
+    if made.is_err() {
+        // It takes space of which there may be none; the next start begins anew in any case.
+        let _ = std::fs::remove_file(&new);
+    }
+    made.map(|handle| (file, handle))
+}
+
+fn open_existing(path: &Path, counters: &Arc<Counters>) -> Result<(Arc<File>, Handle), DbError> {
+    let file = lock(path, path)?;
+    let handle = Handle::open(&file, counters).map_err(|source| DbError::open(path, source.into()))?;
+    Ok((file, handle))
+}
+
+/// Opens the file at `at`, which is to be the store `path`, for this process alone.
+fn lock(at: &Path, path: &Path) -> Result<Arc<File>, DbError> {
+    let opening = |source| DbError::open(path, redb::Error::Io(source));
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(at);
+    let file = file.map_err(opening)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Arc::new(file)),
+        Err(TryLockError::WouldBlock) => Err(DbError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(opening(source)),
     }
 }
 

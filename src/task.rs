@@ -10,9 +10,11 @@
 //! [`Flights::join`] gives up that caller's interest; the work's token is cancelled when the last
 //! interest is gone.
 
+mod backoff;
 mod flights;
 mod tasks;
 
+pub use backoff::Backoff;
 pub use flights::Flights;
 pub use tasks::Task;
 pub use tasks::TaskFailed;

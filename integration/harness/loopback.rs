@@ -66,15 +66,20 @@ impl Loopback {
 
     /// Takes all space but about `leave` bytes; with 0 all that there is.
     pub fn fill(&self, leave: u64) {
-        let mut file = File::create(self.filler()).expect("a file on the disk");
+        let file = File::create(self.filler()).expect("a file on the disk");
         // The file system needs some for the file's map.
         let taken = self.free().saturating_sub(leave.max(MIB));
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, taken.max(1)).expect("space");
+        drop(file);
         if leave == 0 {
-            let end = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0));
-            end.expect("the end of the file");
-            while file.write_all(&[0; 4096]).and_then(|()| file.sync_data()).is_ok() {}
+            self.fill_more();
         }
+    }
+
+    /// Takes what became free since the disk was filled.
+    pub fn fill_more(&self) {
+        let mut file = File::options().append(true).open(self.filler()).expect("it was filled");
+        while file.write_all(&[0; 4096]).and_then(|()| file.sync_data()).is_ok() {}
     }
 
     /// Gives back what [`Loopback::fill`] took.

@@ -58,38 +58,53 @@ use crate::failpoint::Failpoint;
 use crate::snapshot::BootId;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotKey;
+use crate::task::Backoff;
 
 /// Records that one transaction removes at most after a power cut.
 const BATCH: usize = 256;
 
 impl Cache {
-    /// Clears up after an earlier run, and from then on makes a checkpoint `interval` after something was made.
-    /// Called once, when it is known who is told of removed records.
+    /// Clears up after an earlier run, and from then on after what failed, and makes a checkpoint `interval` after
+    /// something was made. Called once, when it is known who is told of removed records.
     pub fn start_upkeep(&self, interval: Duration) {
         let (cache, stop) = (self.clone(), self.0.tasks.token().clone());
         drop(self.0.tasks.spawn("upkeep of snapshots", async move {
-            stop.run_until_cancelled(cache.upkeep(interval)).await;
+            let upkeep = async { tokio::join!(cache.clear_up(), cache.make_checkpoints(interval)) };
+            stop.run_until_cancelled(upkeep).await;
         }));
     }
 
-    async fn upkeep(&self, interval: Duration) {
-        let snapshots = &self.0.snapshots;
-        if let Err(error) = self.recover().await {
-            tracing::warn!(%error, "what an earlier run left of snapshots was not removed");
-            snapshots.litter();
-        }
+    /// Clears up once, and again each time that something may have been left: soon, and until nothing is.
+    async fn clear_up(&self) {
+        let mut failures = self.0.db.failures();
         loop {
-            snapshots.0.upkeep.notified().await;
-            tokio::time::sleep(interval).await;
-            if snapshots.0.litter.swap(false, Ordering::Relaxed)
-                && let Err(error) = self.recover().await
-            {
-                tracing::warn!(%error, "snapshots that nobody needs were not removed");
-                snapshots.litter();
+            // What fails from here on is seen by the next round.
+            failures.mark_unchanged();
+            let mut pauses = Backoff::new();
+            loop {
+                match self.recover().await {
+                    Ok(0) => break,
+                    Ok(count) => tracing::warn!(count, "snapshots that nobody needs can't be removed yet"),
+                    Err(error) => tracing::warn!(%error, "snapshots that nobody needs are not removed yet"),
+                }
+                pauses.pause().await;
             }
+            tokio::select! {
+                () = self.0.snapshots.0.littered.notified() => {}
+                // The database is closed when this task is over.
+                _ = failures.changed() => {}
+            }
+        }
+    }
+
+    async fn make_checkpoints(&self, interval: Duration) {
+        let unsynced = &self.0.snapshots.0.unsynced;
+        loop {
+            unsynced.notified().await;
+            tokio::time::sleep(interval).await;
             if let Err(error) = self.checkpoint().await {
                 tracing::warn!(%error, "the files of the last steps are not synced yet");
-                snapshots.0.upkeep.notify_one();
+                unsynced.notify_one();
             }
         }
     }
@@ -111,8 +126,9 @@ impl Cache {
         self.0.snapshots.state().unsynced.len()
     }
 
-    /// Removes what an earlier run left, and the records that a power cut has left without files.
-    pub(super) async fn recover(&self) -> Result<(), CacheError> {
+    /// Removes what an earlier run or a failure left, and the records that a power cut has left without files. Returns
+    /// how many snapshots could not be removed.
+    pub(super) async fn recover(&self) -> Result<usize, CacheError> {
         // The semaphore is never closed.
         let _one = self.0.snapshots.0.checkpointing.acquire().await.ok();
         let lost = self.0.snapshots.lost()?;
@@ -122,8 +138,8 @@ impl Cache {
             tracing::info!(count, "steps were not synced before the machine went down: they run again");
             self.remove_with_descendants(records).await?;
         }
-        self.0.snapshots.forget(lost).await?;
-        self.0.snapshots.sweep().await
+        let kept = self.0.snapshots.forget(lost).await?;
+        Ok(kept + self.0.snapshots.sweep().await?)
     }
 
     /// Removes records and all that stands on them, but for what somebody uses.
@@ -182,20 +198,20 @@ impl Snapshots {
     }
 
     /// Takes out rows that are lost. Where somebody looked at a record in the moment in which it was to go, both stay,
-    /// and go the next time.
-    async fn forget(&self, lost: Vec<(SnapshotKey, Stored)>) -> Result<(), CacheError> {
+    /// and go the next time. Returns how many those are.
+    async fn forget(&self, lost: Vec<(SnapshotKey, Stored)>) -> Result<usize, CacheError> {
         if lost.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         let boot = self.0.boot.clone();
         let forgotten = self.0.db.write(move |tx| {
-            let mut all = true;
+            let mut kept = 0;
             for (key, stored) in &lost {
                 let record = stored.of.only_copy_of();
                 if let Some(record) = record
                     && Row::read_within(tx, &record)?.is_some()
                 {
-                    all = false;
+                    kept += 1;
                     continue;
                 }
                 // It may have been made again since.
@@ -203,18 +219,16 @@ impl Snapshots {
                     Snapshots::forget_row(tx, key)?;
                 }
             }
-            Ok(all)
+            Ok(kept)
         });
-        if !forgotten.await? {
-            self.litter();
-        }
+        let kept = forgotten.await?;
         failpoint::hit(Failpoint::UnsyncedForgotten).map_err(SnapshotError::from)?;
-        Ok(())
+        Ok(kept)
     }
 
     /// Removes what has no row: what was active or viewed in an earlier run, and what is no longer believed. What this
-    /// run is about to make is left to it.
-    pub(super) async fn sweep(&self) -> Result<(), CacheError> {
+    /// run is about to make is left to it. Returns how many are left.
+    pub(super) async fn sweep(&self) -> Result<usize, CacheError> {
         // The semaphore is never closed.
         let _one = self.0.clearing.acquire().await.ok();
         let mut stale = Vec::new();
@@ -231,17 +245,13 @@ impl Snapshots {
                 left.push(key.clone());
             }
         }
-        let refused = self.remove_in_rounds(left).await;
-        if !refused.is_empty() {
-            tracing::warn!(count = refused.len(), "snapshots of an earlier run can't be removed");
-        }
-        Ok(())
+        Ok(self.remove_in_rounds(left).await.len())
     }
 
     /// Says that a row of this boot is not synced.
     pub(super) fn unsynced(&self, key: SnapshotKey) {
         self.state().unsynced.insert(key);
-        self.0.upkeep.notify_one();
+        self.0.unsynced.notify_one();
     }
 
     async fn checkpoint(&self) -> Result<usize, CacheError> {
@@ -383,7 +393,7 @@ impl Drop for Writing {
         if kept.writers == 0 {
             state.unsynced.insert(self.key.clone());
             drop(state);
-            self.snapshots.0.upkeep.notify_one();
+            self.snapshots.0.unsynced.notify_one();
         }
     }
 }

@@ -7,8 +7,9 @@
 //! # Invariants
 //!
 //! - A row names every committed snapshot, and every one that is kept to be written to. One without a row was left
-//!   by a crash, or by a row that could not be written: it goes after the next start, or when something else comes
-//!   in its place.
+//!   by a crash, or by a row that could not be written or was lost when the database failed: it goes after the next
+//!   start, soon after the failure (tried until it works: space may have to come back first), or when something else
+//!   comes in its place.
 //! - A row is believed if its snapshot was synced, or in the boot in which it was made (`durable.rs`).
 //! - A layer's, a part's or a chain's snapshot can be made again and may go when nobody uses it. A made one goes with its
 //!   record only.
@@ -68,6 +69,7 @@ use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotKey;
 use crate::snapshot::SnapshotUsage;
 use crate::snapshot::Snapshotter;
+use crate::task::Backoff;
 use crate::task::Tasks;
 
 /// [`Stored`] as JSON by snapshot.
@@ -131,10 +133,10 @@ pub(super) struct Inner {
     state: Mutex<State>,
     /// Some snapshot is no longer doomed, or gone.
     absolved: Notify,
-    /// Something is there to be synced or to be cleared away.
-    pub(super) upkeep: Notify,
+    /// Something is there to be synced.
+    pub(super) unsynced: Notify,
     /// Something may be there without a row.
-    pub(super) litter: AtomicBool,
+    pub(super) littered: Notify,
     pub(super) checkpointing: Semaphore,
     /// One clears away what nobody needs at a time: two would leave to each other what neither removes.
     pub(super) clearing: Semaphore,
@@ -176,8 +178,8 @@ impl Snapshots {
             next: AtomicU64::new(0),
             state: Mutex::default(),
             absolved: Notify::new(),
-            upkeep: Notify::new(),
-            litter: AtomicBool::new(false),
+            unsynced: Notify::new(),
+            littered: Notify::new(),
             checkpointing: Semaphore::new(1),
             clearing: Semaphore::new(1),
             syncs: AtomicU64::new(0),
@@ -386,21 +388,25 @@ impl Snapshots {
         self.state().discarding.insert(key.clone());
         let discarding = Discarding { key: key.clone(), snapshots: self.clone() };
         drop(self.0.tasks.spawn("discard snapshot", async move {
-            match inner.snapshotter.remove(&key).await {
-                Ok(()) | Err(SnapshotError::NotFound { .. }) => {}
-                Err(error) => {
-                    tracing::warn!(snapshot = %key, %error, "a snapshot was not removed");
-                    Snapshots(inner).litter();
+            // Nobody waits for more than the first try.
+            let mut waited_for = Some(discarding);
+            let mut pauses = Backoff::new();
+            loop {
+                match inner.snapshotter.remove(&key).await {
+                    Ok(()) | Err(SnapshotError::NotFound { .. }) => return,
+                    Err(error) => tracing::warn!(snapshot = %key, %error, "a snapshot was not removed"),
+                }
+                drop(waited_for.take());
+                if inner.tasks.token().run_until_cancelled(pauses.pause()).await.is_none() {
+                    return;
                 }
             }
-            drop(discarding);
         }));
     }
 
     /// Something may have been left without a row.
     pub(super) fn litter(&self) {
-        self.0.litter.store(true, Ordering::Relaxed);
-        self.0.upkeep.notify_one();
+        self.0.littered.notify_one();
     }
 
     /// Waits until the views and active snapshots are gone that were dropped before.
@@ -471,7 +477,8 @@ impl Snapshots {
                 }
                 Ok(())
             });
-            rows.await?;
+            // Without their rows they go when what stands on them does.
+            rows.await.inspect_err(|_| self.litter())?;
         }
         Ok(freed)
     }

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
 use std::io::Read as _;
-use std::io::Write as _;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
@@ -58,10 +58,27 @@ impl RootLock {
             }
             Err(e) => return Err(open(e.into())),
         }
-        file.set_len(0).map_err(open)?;
-        file.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(open)?;
+        match name_holder(&file) {
+            // The lock is taken all the same; only a second daemon is not told who has it.
+            Err(e) if is_no_space(&e) => {
+                tracing::warn!(path = %path.display(), "no space for the process ID")
+            }
+            named => named.map_err(open)?,
+        }
         Ok(RootLock { _file: file })
     }
+}
+
+/// Writes the process ID over an earlier one: a disk that is full has no block for a new one.
+fn name_holder(file: &File) -> io::Result<()> {
+    let text = format!("{}\n", std::process::id());
+    file.write_all_at(text.as_bytes(), 0)?;
+    file.set_len(text.len() as u64)
+}
+
+/// True if an error says that the disk is full, or as full as it may be.
+pub(super) fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::config::SnapshotterKind;
 use super::services::OpenError;
 use crate::snapshot::NativeSnapshotter;
 use crate::snapshot::OverlaySnapshotter;
+use crate::snapshot::SnapshotError;
 use crate::snapshot::Snapshotter;
 use crate::task::Tasks;
 
@@ -18,6 +19,10 @@ pub(super) fn settle(root: &Path, kind: SnapshotterKind) -> SnapshotterKind {
     }
     match OverlaySnapshotter::supported(&directory(root, SnapshotterKind::Overlay)) {
         Ok(()) => SnapshotterKind::Overlay,
+        // A full disk says nothing of overlays: what was chosen while there was space stays.
+        Err(SnapshotError::NoSpace) if !directory(root, SnapshotterKind::Native).exists() => {
+            SnapshotterKind::Overlay
+        }
         Err(error) => {
             tracing::warn!(%error, "no overlay can be mounted here: layers are copied");
             SnapshotterKind::Native

@@ -10,7 +10,11 @@ use std::io;
 use std::io::Write as _;
 use std::path::Path;
 
-/// The name in `<root>/workerid`, made if there is none.
+use super::lock::is_no_space;
+
+const NEW: &str = "workerid.new";
+
+/// The name in `<root>/workerid`, made if there is none. On a full disk one that is made is for this run.
 pub(super) fn worker_id(root: &Path) -> io::Result<String> {
     let path = root.join("workerid");
     match fs::read_to_string(&path) {
@@ -21,13 +25,24 @@ pub(super) fn worker_id(root: &Path) -> io::Result<String> {
     }
     let letters = b"0123456789abcdefghijklmnopqrstuvwxyz";
     let id: String = (0..25).map(|_| char::from(letters[rand::random_range(0..letters.len())])).collect();
-    let temporary = root.join("workerid.new");
+    match keep(root, &path, &id) {
+        Err(e) if is_no_space(&e) => {
+            tracing::warn!(path = %path.display(), "no space for the name of the worker: the next start takes another");
+            // What was begun would be in the way of nothing, but for its block.
+            let _ = fs::remove_file(root.join(NEW));
+        }
+        kept => kept?,
+    }
+    Ok(id)
+}
+
+fn keep(root: &Path, path: &Path, id: &str) -> io::Result<()> {
+    let temporary = root.join(NEW);
     let mut file = fs::File::create(&temporary)?;
     file.write_all(id.as_bytes())?;
     file.sync_all()?;
-    fs::rename(&temporary, &path)?;
-    fs::File::open(root)?.sync_all()?;
-    Ok(id)
+    fs::rename(&temporary, path)?;
+    fs::File::open(root)?.sync_all()
 }
 
 fn is_id(text: &str) -> bool {

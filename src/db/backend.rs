@@ -1,16 +1,19 @@
-//! The file under redb: counts what is written, and can be fenced off.
+//! The file under redb: counts what is written, keeps its room on the disk, and can be fenced off.
 
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Bound;
 use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
 use redb::BackendError;
 use redb::StorageBackend;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use super::Counters;
 
@@ -52,7 +55,27 @@ pub(super) struct Backend {
 
 impl Backend {
     pub(super) fn new(file: Arc<File>, counters: Arc<Counters>, fence: Arc<Fence>) -> Backend {
-        Backend { file, counters, fence }
+        let backend = Backend { file, counters, fence };
+        backend.fill_holes();
+        backend
+    }
+
+    /// Has the disk keep room for all of the file, if it has some: see [`Backend::set_len`].
+    fn fill_holes(&self) {
+        let Ok(metadata) = self.file.metadata() else { return };
+        if metadata.blocks().saturating_mul(512) < metadata.len()
+            && let Err(error) = self.allocate(0, metadata.len())
+        {
+            tracing::warn!(%error, "the metadata store may lack space to remove what takes it");
+        }
+    }
+
+    fn allocate(&self, from: u64, to: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(&*self.file, FallocateFlags::empty(), from, to - from) {
+            // The file system can't say now what there will be then.
+            Err(Errno::OPNOTSUPP) => self.file.set_len(to),
+            allocated => Ok(allocated?),
+        }
     }
 }
 
@@ -73,9 +96,12 @@ impl StorageBackend for Backend {
         self.file.read_exact_at(out, offset)
     }
 
+    /// Without holes: what is written to the file later needs no space. So a store that has grown once can remove rows
+    /// on a disk without a free byte, which is how there comes to be one.
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.fence.check_write()?;
-        self.file.set_len(len)
+        let before = self.file.metadata()?.len();
+        if len > before { self.allocate(before, len) } else { self.file.set_len(len) }
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! Why the metadata store could not do something.
 
 use std::io;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,6 +14,9 @@ use crate::failpoint::Injected;
 pub enum DbError {
     #[error("can't open the metadata store {}: {source}", path.display())]
     Open { path: PathBuf, source: Arc<redb::Error> },
+    /// It can't be made or repaired without space; one that is there and was closed well needs none.
+    #[error("no space left to open the metadata store {}: free some on its disk and start again", path.display())]
+    NoSpaceToOpen { path: PathBuf },
     #[error("the metadata store {} is used by another process", path.display())]
     InUse { path: PathBuf },
     #[error("no space left for the metadata store: free some, the store goes on by itself")]
@@ -30,6 +34,15 @@ pub enum DbError {
 }
 
 impl DbError {
+    /// What `source` means for whoever opens the store at `path`.
+    pub(super) fn open(path: &Path, source: redb::Error) -> DbError {
+        match DbError::from(source) {
+            DbError::NoSpace => DbError::NoSpaceToOpen { path: path.to_owned() },
+            DbError::Storage { source } => DbError::Open { path: path.to_owned(), source },
+            other => other,
+        }
+    }
+
     /// True if the file failed, as opposed to the caller or the rows.
     pub(super) fn is_storage(&self) -> bool {
         matches!(self, DbError::NoSpace | DbError::Storage { .. })

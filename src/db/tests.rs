@@ -54,10 +54,6 @@ impl Fixture {
         inside.recv().unwrap();
         release
     }
-
-    fn fill_the_disk(&self, full: bool) {
-        self.db.owner.shared.handle().unwrap().fence.full.store(full, Ordering::SeqCst);
-    }
 }
 
 #[tokio::test]
@@ -178,12 +174,27 @@ fn a_second_opening_is_refused_until_the_first_ends() {
     Db::open(&path).unwrap();
 }
 
+#[test]
+fn a_store_that_was_half_made_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("meta.new"), vec![0; 1 << 20]).unwrap();
+    let path = dir.path().join("meta.redb");
+    drop(Db::open(&path).unwrap());
+    assert!(path.exists() && !dir.path().join("meta.new").exists());
+    drop(Db::open(&path).unwrap());
+}
+
 #[tokio::test]
 async fn a_full_disk_is_typed_and_the_store_goes_on_once_there_is_space() {
     let f = fixture();
     f.db.write(put("before", 1)).await.unwrap();
-    f.fill_the_disk(true);
+    let failures = f.db.failures();
+    f.db.write_visible(put("visible", 1)).await.unwrap();
+    f.db.fill_the_disk().unwrap();
     assert!(matches!(f.db.write(put("full", 1)).await, Err(DbError::NoSpace)));
+    // What was visible only went with the handle, and whoever minds is told.
+    assert_eq!(get(&f.db, "visible"), None);
+    assert!(failures.has_changed().unwrap());
     // The writer opened the file anew, and that handle has space.
     assert_eq!(get(&f.db, "before"), Some(1));
     f.db.write(put("after", 1)).await.unwrap();

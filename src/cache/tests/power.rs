@@ -129,6 +129,25 @@ async fn layers_that_were_not_synced_are_unpacked_anew_from_their_blobs() {
     assert_empty(&f).await;
 }
 
+/// What was visible and not yet durable is lost when the file of the database fails. The files of such rows stayed until
+/// the next start.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_whose_rows_went_with_a_failure_of_the_database_go_soon() {
+    let f = Fixture::new();
+    f.cache.start_upkeep(std::time::Duration::from_secs(24 * 3600));
+    let made = f.cache.create(&ctx(), None, MutableOptions::default()).await.unwrap();
+    fs::write(made.mount().await.unwrap().path().join("a"), "a").unwrap();
+    let mut failures = f.db.failures();
+    f.db.fill_the_disk().unwrap();
+    // Noted behind, or refused at once: where the store has room for a row is its affair.
+    let committed = made.commit().await.map(|state| state.id());
+    failures.changed().await.unwrap();
+    f.snapshots_settle(0).await;
+    if let Ok(id) = committed {
+        assert!(matches!(f.cache.get(&id, &DescHandlers::new()), Err(CacheError::NotFound { .. })));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_without_a_row_does_not_stand_in_the_way_of_its_layer() {
     let f = Fixture::new();
