@@ -3,6 +3,7 @@
 #[allow(dead_code, unused_imports, reason = "the harness offers more than the tests use at any one time")]
 mod harness;
 
+mod ahead;
 mod builds;
 mod cancel;
 mod cli;

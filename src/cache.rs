@@ -92,6 +92,7 @@ pub use filter::InvalidFilter;
 pub use images::ImageList;
 pub use images::NamedImage;
 pub use layers::LayerOptions;
+pub use layers::OnPacking;
 pub use materialize::Tree;
 pub use mutable::MutableOptions;
 pub use mutable::MutableRef;

@@ -44,6 +44,7 @@ mod error;
 mod fetch;
 mod follow;
 mod given;
+mod growing;
 mod ingest;
 mod origin;
 mod parts;
@@ -76,6 +77,10 @@ pub use error::ContentError;
 pub use error::FetchError;
 pub use error::Refusal;
 pub use follow::Follower;
+pub use growing::GrowingBlob;
+pub use growing::GrowingError;
+pub use growing::Growth;
+pub use growing::NotMade;
 pub use origin::KnownOrigin;
 pub use origin::Origin;
 pub use provider::Body;
@@ -383,7 +388,28 @@ impl ContentStore {
         T: Send + 'static,
         E: Send + 'static,
     {
-        self.inner.produce(media_type.into(), make).await
+        self.produce_growing(media_type, self.growing().1, make).await
+    }
+
+    /// A blob that [`ContentStore::produce_growing`] is going to make, for its readers and for its maker.
+    pub fn growing(&self) -> (GrowingBlob, Growth) {
+        let blob = GrowingBlob::new(self.inner.tasks.clone());
+        let growth = blob.growth();
+        (blob, growth)
+    }
+
+    /// As [`ContentStore::produce`], for a blob that others read meanwhile.
+    pub async fn produce_growing<T, E>(
+        &self,
+        media_type: impl Into<String>,
+        growth: Growth,
+        make: impl FnOnce(&mut dyn std::io::Write) -> Result<T, E> + Send + 'static,
+    ) -> Result<Result<(Descriptor, Lease, T), E>, ContentError>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        self.inner.produce(media_type.into(), growth, make).await
     }
 
     /// Deletes what nobody holds: files and rows of blobs without a lease or a lease row, and

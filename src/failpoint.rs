@@ -2,11 +2,14 @@
 //!
 //! Tests set `THUNKD_FAILPOINT` to a comma-separated list of `name[:nth]=action`, where `nth` counts
 //! from 1 (default 1) and the action is `kill` (SIGKILL to the own process, as `kill -9` would),
-//! `error` or `delay:<milliseconds>`. Without the variable a failpoint costs one relaxed load.
+//! `error`, `delay:<milliseconds>` or `hold:<path>`, which makes that file and goes on once it is gone. Without the
+//! variable a failpoint costs one relaxed load.
 //!
-//! Delays block the thread on purpose: a failpoint stands where the process may be at any moment.
+//! Delays and holds block the thread on purpose: a failpoint stands where the process may be at any moment.
 
 use std::fmt;
+use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::OnceLock;
 use std::sync::PoisonError;
@@ -59,6 +62,11 @@ failpoints! {
         /// A manifest arrived at a push target.
         ManifestPushed = "manifest-pushed",
     }
+    /// Steps of making blobs here, which are durable together.
+    PRODUCING {
+        /// Another MiB of a blob was written.
+        MebibyteProduced = "mebibyte-produced",
+    }
     /// Steps of making and removing snapshots.
     SNAPSHOTS {
         /// A snapshot's directory is whole, under a temporary name.
@@ -104,16 +112,19 @@ pub struct Injected(pub Failpoint);
 
 /// `THUNKD_FAILPOINT` or its like is not valid.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("failpoint {text:?} is not <name>[:<nth>]=kill|error|delay:<milliseconds> with a known name")]
+#[error(
+    "failpoint {text:?} is not <name>[:<nth>]=kill|error|delay:<milliseconds>|hold:<path> with a known name"
+)]
 pub struct InvalidFailpoint {
     pub text: String,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 enum Action {
     Kill,
     Error,
     Delay(Duration),
+    Hold(PathBuf),
 }
 
 #[derive(Debug)]
@@ -158,6 +169,7 @@ fn parse(text: &str) -> Result<Armed, InvalidFailpoint> {
         Some(("delay", millis)) => {
             Action::Delay(Duration::from_millis(millis.parse().map_err(|_| invalid())?))
         }
+        Some(("hold", path)) if !path.is_empty() => Action::Hold(path.into()),
         _ => return Err(invalid()),
     };
     Ok(Armed { at, left, action })
@@ -176,10 +188,24 @@ pub fn hit(at: Failpoint) -> Result<(), Injected> {
             std::thread::sleep(time);
             Ok(())
         }
+        Some(Action::Hold(path)) => {
+            hold(&path);
+            Ok(())
+        }
         Some(Action::Kill) => {
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
             unreachable!("SIGKILL does not return")
         }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the hold is for code that blocks as well")]
+fn hold(path: &Path) {
+    if let Err(error) = std::fs::write(path, "") {
+        tracing::error!(%error, path = %path.display(), "a failpoint can't hold");
+    }
+    while path.exists() {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -188,7 +214,7 @@ fn due(at: Failpoint) -> Option<Action> {
     for armed in list.iter_mut().filter(|a| a.at == at && a.left > 0) {
         armed.left -= 1;
         if armed.left == 0 {
-            return Some(armed.action);
+            return Some(armed.action.clone());
         }
     }
     None
@@ -200,12 +226,20 @@ mod tests {
 
     #[test]
     fn only_known_names_and_actions_are_taken() {
-        for text in ["blob-renamed=kill", "blob-renamed:3=error", "ingest-created=delay:5"] {
+        for text in
+            ["blob-renamed=kill", "blob-renamed:3=error", "ingest-created=delay:5", "ingest-created=hold:/x"]
+        {
             assert!(parse(text).is_ok(), "{text}");
         }
-        for text in
-            ["", "x=kill", "blob-renamed", "blob-renamed=x", "blob-renamed:0=kill", "blob-renamed=delay:x"]
-        {
+        for text in [
+            "",
+            "x=kill",
+            "blob-renamed",
+            "blob-renamed=x",
+            "blob-renamed:0=kill",
+            "blob-renamed=delay:x",
+            "blob-renamed=hold:",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

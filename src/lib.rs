@@ -67,8 +67,10 @@
 //!    and becomes a record with one commit: its files, no blob yet.
 //! 3. `export` asks the state for its layers. Those of the image are what they were, as lazy as they
 //!    were; for the new one `snapshot/diff.rs` lists what changed, and `cache/layers.rs` writes it as an
-//!    archive, compressed and hashed on the way into the store.
-//! 4. The push mounts the image's layers and uploads one blob.
+//!    archive, compressed on all cores and hashed on the way into the store.
+//! 4. If that turns out large, `export/push/ahead.rs` sends it to the target while it is written, from the
+//!    store's file (`content/growing.rs`), and tells its digest at the end. A small one is looked for first.
+//! 5. The push mounts the image's layers, and uploads the new blob unless it has arrived by then.
 //!
 //! Whether a blob is here and whether a layer's files are here are two facts that don't depend on each
 //! other: a step on unpacked files needs no blob, and a push of a blob no files.

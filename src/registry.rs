@@ -38,6 +38,7 @@
 mod auth;
 mod begun;
 mod challenge;
+mod chunked;
 mod client;
 mod config;
 mod credential;
@@ -64,6 +65,7 @@ use serde::Deserialize;
 use serde::Serialize;
 
 pub use begun::UploadSession;
+pub use chunked::ChunkedUpload;
 pub use config::HostConfig;
 pub use config::KeyPair;
 pub use config::LaneLimits;

@@ -63,7 +63,8 @@ impl Cache {
         let changes = Changes::Trees { lower: Some(below), upper: above };
         if !self.0.snapshots.stacks() {
             // A whole tree can't say what is not there; an archive can.
-            let packed = self.pack_changes(changes, LayerOptions::default());
+            let (_, growth) = self.0.content.growing();
+            let packed = self.pack_changes(changes, LayerOptions::default(), growth);
             let layer = ctx.run(packed).await.map_err(|_| CacheError::Cancelled)??;
             return self.get_by_blob(layer, None, &DescHandlers::new(), options).await;
         }

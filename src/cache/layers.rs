@@ -12,7 +12,8 @@
 //!
 //! # Cancellation
 //!
-//! A packing ends when it is done, whoever waits: the next one who asks wants the same.
+//! A packing ends when it is done, whoever waits: the next one who asks wants the same. Who reads its blob while it
+//! grows ([`ImmutableRef::layers_as_they_grow`]) neither holds it up nor ends it.
 
 use std::io::Read as _;
 use std::sync::Arc;
@@ -42,6 +43,8 @@ use crate::archive::HashingWriter;
 use crate::archive::clamp_times;
 use crate::content::BlobReader;
 use crate::content::DescHandlers;
+use crate::content::GrowingBlob;
+use crate::content::Growth;
 use crate::ctx::Ctx;
 use crate::db;
 use crate::db::DbError;
@@ -92,8 +95,11 @@ struct Variant {
     layer: Layer,
 }
 
-/// Packings under way, by record and variant.
-pub(super) type Packing = Flights<(RecordId, String), (), Result<Layer, CacheError>>;
+/// Packings under way, by record and variant. A conversion is one whose blob nobody sees grow.
+pub(super) type Packing = Flights<(RecordId, String), GrowingBlob, Result<Layer, CacheError>>;
+
+/// Is told of each blob that is being made for a change set that has none. Must not block.
+pub type OnPacking<'a> = &'a (dyn Fn(GrowingBlob) + Send + Sync);
 
 impl LayerOptions {
     fn variant(&self) -> String {
@@ -119,10 +125,20 @@ impl ImmutableRef {
     ///
     /// Cancellation safe: what was made is kept.
     pub async fn layers(&self, ctx: &Ctx, options: &LayerOptions) -> Result<Vec<Layer>, CacheError> {
+        self.layers_as_they_grow(ctx, options, &|_| ()).await
+    }
+
+    /// The same for somebody who wants the bytes of what is made before it is whole.
+    pub async fn layers_as_they_grow(
+        &self,
+        ctx: &Ctx,
+        options: &LayerOptions,
+        on_packing: OnPacking<'_>,
+    ) -> Result<Vec<Layer>, CacheError> {
         let one = |(index, part): (usize, &'_ Part)| {
             let options = options.of(index, part);
             let (cache, handlers, part) = (self.cache(), self.handlers(), part.clone());
-            async move { cache.layer(ctx, &part, handlers, &options).await }.boxed()
+            async move { cache.layer(ctx, &part, handlers, &options, on_packing).await }.boxed()
         };
         let made: Vec<_> = self.parts().iter().enumerate().map(one).collect();
         let made = stream::iter(made).buffered(CONCURRENT).try_collect();
@@ -137,6 +153,7 @@ impl Cache {
         part: &Part,
         handlers: &DescHandlers,
         options: &LayerOptions,
+        on_packing: OnPacking<'_>,
     ) -> Result<Layer, CacheError> {
         if let Some(layer) = part.blob() {
             let is_layer = media_type::is_layer(&layer.blob.media_type);
@@ -160,23 +177,36 @@ impl Cache {
         let (cache, part, options) = (self.clone(), part.clone(), *options);
         let key = (part.record, variant.clone());
         let start = |_| {
+            let (growing, growth) = cache.0.content.growing();
+            on_packing(growing.clone());
             let pack = async move {
                 match blob {
-                    Some(blob) => cache.convert(&part, blob, variant, options).await,
-                    None => cache.pack(&part, variant, options).await,
+                    Some(blob) => {
+                        // What comes of it may be what it was.
+                        drop(growth);
+                        cache.convert(&part, blob, variant, options).await
+                    }
+                    None => cache.pack(&part, variant, options, growth).await,
                 }
             };
-            (Arc::new(()), pack)
+            (Arc::new(growing), pack)
         };
-        self.0.packing.join(&self.0.tasks, key, start, |()| ()).await?
+        let meet = |growing: &GrowingBlob| on_packing(growing.clone());
+        self.0.packing.join(&self.0.tasks, key, start, meet).await?
     }
 
     /// Makes the blob of a change set that was made here.
-    async fn pack(&self, part: &Part, variant: String, options: LayerOptions) -> Result<Layer, CacheError> {
+    async fn pack(
+        &self,
+        part: &Part,
+        variant: String,
+        options: LayerOptions,
+        growth: Growth,
+    ) -> Result<Layer, CacheError> {
         let ChangeSet::Made(made) = &part.set else { return Err(CacheError::NotFound { id: part.record }) };
         let hold = Arc::new(self.0.snapshots.hold(made.snapshot.clone()).await);
         let changes = self.changes(part, hold).await?;
-        let mut layer = self.pack_changes(changes, options).await?;
+        let mut layer = self.pack_changes(changes, options, growth).await?;
         layer.created = Some(made.created_at.to_string());
         layer.created_by = Some(made.description.clone()).filter(|text| !text.is_empty());
         self.note(part.record, Variant { of: variant, layer }).await
@@ -187,8 +217,10 @@ impl Cache {
         &self,
         changes: Changes,
         options: LayerOptions,
+        growth: Growth,
     ) -> Result<Layer, CacheError> {
-        let packed = self.0.content.produce(media_type_of(options.compression), move |sink| {
+        let media_type = media_type_of(options.compression);
+        let packed = self.0.content.produce_growing(media_type, growth, move |sink| {
             let encoder = Encoder::new(sink, options.compression, options.level).map_err(CacheError::pack)?;
             let mut hashing = HashingWriter::new(encoder);
             changes.write(&mut hashing, options.epoch)?;

@@ -37,6 +37,7 @@ use super::ContentError;
 use super::Origin;
 use super::given;
 use super::given::Given;
+use super::growing::Growth;
 use super::stats::Counters;
 use crate::failpoint;
 use crate::failpoint::Failpoint;
@@ -223,18 +224,19 @@ impl Disk {
         self.seal(&file, path)
     }
 
-    /// A blob that is written piece by piece, and gets its name when it is whole.
-    pub(super) fn create_new(&self) -> Result<NewFile<'_>, ContentError> {
+    /// A blob that is written piece by piece, and gets its name when it is whole. Each piece is told to `growth`.
+    pub(super) fn create_new(&self, growth: Growth) -> Result<NewFile<'_>, ContentError> {
         let path = self.temporary("new");
-        let file = OpenOptions::new().write(true).create_new(true).open(&path);
-        let file = file.map_err(ContentError::io("make", &path))?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        let file = Arc::new(file.map_err(ContentError::io("make", &path))?);
+        growth.begin(Arc::clone(&file));
         Ok(NewFile {
             disk: self,
             path,
             file,
+            growth: Some(growth),
             hasher: DigestHasher::new(Algorithm::Sha256),
             size: 0,
-            committed: false,
         })
     }
 
@@ -335,10 +337,11 @@ impl Disk {
 pub(super) struct NewFile<'d> {
     disk: &'d Disk,
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
+    /// None once committed.
+    growth: Option<Growth>,
     hasher: DigestHasher,
     size: u64,
-    committed: bool,
 }
 
 impl NewFile<'_> {
@@ -350,23 +353,30 @@ impl NewFile<'_> {
         self.size
     }
 
-    /// Makes it durable under its digest.
-    pub(super) fn commit(mut self) -> Result<(), ContentError> {
+    /// Makes it durable under its digest. Whoever follows it is told by the caller.
+    pub(super) fn commit(mut self) -> Result<Growth, ContentError> {
         let digest = self.digest();
         self.disk.seal(&self.file, &self.path)?;
         self.disk.rename(&self.path, &digest)?;
-        self.committed = true;
+        let growth = self.growth.take().expect("it is committed once");
         self.disk.sync_blobs(digest.algorithm())?;
         failpoint::hit(Failpoint::BlobDirectorySynced)?;
-        Ok(())
+        Ok(growth)
     }
 }
 
 impl io::Write for NewFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(bytes)?;
+        let n = (&*self.file).write(bytes)?;
         self.hasher.update(&bytes[..n]);
+        let before = self.size;
         self.size += n as u64;
+        if let Some(growth) = &self.growth {
+            growth.advance(self.size);
+        }
+        for _ in before >> 20..self.size >> 20 {
+            failpoint::hit(Failpoint::MebibyteProduced).map_err(io::Error::other)?;
+        }
         Ok(n)
     }
 
@@ -377,7 +387,7 @@ impl io::Write for NewFile<'_> {
 
 impl Drop for NewFile<'_> {
     fn drop(&mut self) {
-        if !self.committed {
+        if self.growth.is_some() {
             // What can't be removed now is at the next start.
             let _ = fs::remove_file(&self.path);
         }

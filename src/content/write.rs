@@ -1,4 +1,5 @@
-//! Blobs that are made here: from bytes in memory, or written by somebody on a thread of its own.
+//! Blobs that are made here: from bytes in memory, or written by somebody on a thread of its own. The latter can be
+//! read while they are written: see `growing.rs`.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use super::ContentError;
 use super::Inner;
 use super::NewBlob;
 use super::blob::Residency;
+use super::growing::Growth;
 use super::rows;
 use crate::lease::Lease;
 use crate::oci::Descriptor;
@@ -53,6 +55,7 @@ impl Inner {
     pub(super) async fn produce<T, E>(
         self: &Arc<Self>,
         media_type: String,
+        growth: Growth,
         make: impl FnOnce(&mut dyn Write) -> Result<T, E> + Send + 'static,
     ) -> Result<Result<(Descriptor, Lease, T), E>, ContentError>
     where
@@ -61,7 +64,7 @@ impl Inner {
     {
         let inner = Arc::clone(self);
         let write = self.tasks.spawn_blocking("produce blob", move || {
-            let mut new = inner.disk.create_new()?;
+            let mut new = inner.disk.create_new(growth)?;
             let made = match make(&mut new) {
                 Ok(made) => made,
                 Err(error) => return Ok(Err(error)),
@@ -73,14 +76,16 @@ impl Inner {
             while let Some(Residency::Evicting { ended, .. }) = inner.table.get(&digest) {
                 Handle::current().block_on(ended.cancelled());
             }
-            new.commit()?;
-            Ok::<_, ContentError>(Ok((Descriptor::new(media_type, digest, size), lease, made)))
+            let descriptor = Descriptor::new(media_type, digest, size);
+            let growth = new.commit()?;
+            inner.table.written(&digest, size);
+            growth.end(descriptor.clone());
+            Ok::<_, ContentError>(Ok((descriptor, lease, made)))
         });
         let (descriptor, lease, made) = match write.await?? {
             Ok(written) => written,
             Err(error) => return Ok(Err(error)),
         };
-        self.table.written(&descriptor.digest, descriptor.size);
         let noted = descriptor.clone();
         self.db.write_visible(move |tx| rows::made(tx, &noted)).await?;
         Ok(Ok((descriptor, lease, made)))

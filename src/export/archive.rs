@@ -105,7 +105,7 @@ impl ArchiveExport {
         }
         let is_oci = self.format == Format::Oci;
         let (source, options) = prepare(&self.options, &self.metadata, source, target, is_oci)?;
-        let image = Box::pin(assemble(ctx, &exporters.tasks, &source, &options)).await?;
+        let image = Box::pin(assemble(ctx, &exporters.tasks, &source, &options, &|_| ())).await?;
         let mut root = image.root.clone();
         if !root.annotations.contains_key(CREATED) {
             let epoch = match options.epoch {

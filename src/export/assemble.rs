@@ -31,6 +31,7 @@ use crate::archive;
 use crate::cache::ImmutableRef;
 use crate::cache::Layer;
 use crate::cache::LayerOptions;
+use crate::cache::OnPacking;
 use crate::cache::Part;
 use crate::content::DescHandlers;
 use crate::ctx::Ctx;
@@ -105,12 +106,14 @@ struct ImagePart {
     layers: Vec<ImageLayer>,
 }
 
-/// Makes the documents of the image that `source` is. `options` are settled.
+/// Makes the documents of the image that `source` is. `options` are settled; `on_packing` is told of layers that get
+/// their blobs now.
 pub(super) async fn assemble(
     ctx: &Ctx,
     tasks: &Tasks,
     source: &ExportSource,
     options: &ImageOptions,
+    on_packing: OnPacking<'_>,
 ) -> Result<Image, ExportError> {
     let platforms = source.platforms()?;
     let needs_index = source.is_multi_platform() || is_attested(source, options, &platforms);
@@ -135,7 +138,7 @@ pub(super) async fn assemble(
             return Err(ExportError::MissingRef { id: platform.id.clone() });
         };
         layers.push(match &found {
-            Some(reference) => layers_of(ctx, source, options, platform, reference).await?,
+            Some(reference) => layers_of(ctx, source, options, platform, reference, on_packing).await?,
             None => Vec::new(),
         });
         if let Some(reference) = found {
@@ -193,6 +196,7 @@ async fn layers_of(
     options: &ImageOptions,
     platform: &ResultPlatform,
     reference: &ImmutableRef,
+    on_packing: OnPacking<'_>,
 ) -> Result<Vec<Layer>, ExportError> {
     let epoch = epoch(source, options, platform)?.filter(|_| options.rewrite_timestamp);
     let (kept, _step) = match epoch {
@@ -221,7 +225,7 @@ async fn layers_of(
         epoch,
         kept,
     };
-    Ok(reference.layers(ctx, &wanted).await?)
+    Ok(reference.layers_as_they_grow(ctx, &wanted, on_packing).await?)
 }
 
 fn part(

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -18,9 +20,11 @@ use super::json;
 use super::options::ImageOptions;
 use super::options::InvalidOptions;
 use super::options::parse_flag;
+use super::push::Ahead;
 use super::push::Destination;
 use super::push::Push;
 use super::source::ExportSource;
+use crate::content::GrowingBlob;
 use crate::content::NewBlob;
 use crate::ctx::Ctx;
 use crate::lease::Lease;
@@ -52,11 +56,35 @@ pub(super) struct PendingPush {
     push: Push,
     image: Arc<Image>,
     destination: Destination,
+    /// Layers on their way there, until the push waits for them.
+    aheads: Mutex<Vec<Ahead>>,
 }
 
 impl PendingPush {
     pub(super) async fn run(&self, ctx: &Ctx) -> Result<(), ExportError> {
-        self.push.image(ctx, &self.image, &self.destination).await
+        let aheads = std::mem::take(&mut *self.aheads.lock().unwrap_or_else(PoisonError::into_inner));
+        self.push.image(ctx, &self.image, &self.destination, aheads).await
+    }
+}
+
+/// The layers that are sent to each destination before the image is made.
+struct Aheads<'a> {
+    ctx: &'a Ctx,
+    push: &'a Push,
+    to: Mutex<Vec<(Destination, Vec<Ahead>)>>,
+}
+
+impl Aheads<'_> {
+    fn send(&self, layer: &GrowingBlob) {
+        for (destination, aheads) in self.to.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+            aheads.push(self.push.ahead(self.ctx, layer.clone(), destination));
+        }
+    }
+
+    fn take(&self, destination: &Destination) -> Vec<Ahead> {
+        let mut to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = to.iter_mut().find(|(known, _)| known == destination);
+        taken.map(|(_, aheads)| std::mem::take(aheads)).unwrap_or_default()
     }
 }
 
@@ -116,7 +144,9 @@ impl ImageExport {
         target: ExportTarget,
     ) -> Result<Exported, ExportError> {
         let (source, options) = prepare(&self.options, &self.metadata, source, target, false)?;
-        let image = Box::pin(assemble(ctx, &exporters.tasks, &source, &options)).await?;
+        let aheads = Aheads { ctx, push: &exporters.push, to: Mutex::new(self.known_destinations(&source)) };
+        let on_packing = |layer| aheads.send(&layer);
+        let image = Box::pin(assemble(ctx, &exporters.tasks, &source, &options, &on_packing)).await?;
         let root = image.root.clone();
         let mut response = response(&image, &root)?;
         let name = self.name(&source, &image);
@@ -140,10 +170,19 @@ impl ImageExport {
         if let (true, Some((name, _))) = (self.push, &name) {
             for name in names(name) {
                 let (push, image) = (exporters.push.clone(), Arc::clone(&image));
-                pending.push(PendingPush { push, image, destination: self.destination(name)? });
+                let destination = self.destination(name)?;
+                let aheads = Mutex::new(aheads.take(&destination));
+                pending.push(PendingPush { push, image, destination, aheads });
             }
         }
         Ok(Exported { response, descriptor: Some(root), pending })
+    }
+
+    /// Where the image goes, as far as that does not depend on its digest.
+    fn known_destinations(&self, source: &ExportSource) -> Vec<(Destination, Vec<Ahead>)> {
+        let list = self.options.name_of(source);
+        let destinations = names(&list).filter_map(|name| self.destination(name).ok());
+        if self.push { destinations.map(|to| (to, Vec::new())).collect() } else { Vec::new() }
     }
 
     /// The names of the image, and whether each gets a canonical one as well.

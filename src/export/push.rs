@@ -10,8 +10,13 @@
 //! A blob goes to a repository once at a time, whatever number of pushes want it there. Each of them
 //! adds its own rights: the next one's are used if those before were refused. Manifests are not shared,
 //! so that nobody names an image with another's rights.
+//!
+//! Layers that are large and being made are sent while they are: see [`ahead`].
+
+mod ahead;
 
 use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -28,6 +33,7 @@ use super::ExportError;
 use super::Step;
 use super::assemble::Document;
 use super::assemble::Image;
+use super::assemble::ImageLayer;
 use crate::content::ContentError;
 use crate::content::ContentStore;
 use crate::content::DescHandlers;
@@ -50,6 +56,8 @@ use crate::registry::UploadBody;
 use crate::task::Flights;
 use crate::task::TaskFailed;
 use crate::task::Tasks;
+
+pub(super) use ahead::Ahead;
 
 /// Blobs of one push under way at the same time. The limits per host are the registry client's.
 const CONCURRENT: usize = 64;
@@ -102,10 +110,11 @@ pub struct Push {
     registry: RegistryClient,
     tasks: Tasks,
     blobs: Flights<BlobKey, Askers, Result<(), Refused>>,
+    streams: Flights<ahead::StreamKey, (), Option<Digest>>,
 }
 
 /// Where an image goes.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Destination {
     /// Has a tag unless the push is by digest.
     pub(super) reference: Reference,
@@ -159,21 +168,40 @@ impl Askers {
 
 impl Push {
     pub fn new(content: ContentStore, registry: RegistryClient, tasks: Tasks) -> Push {
-        Push { content, registry, tasks, blobs: Flights::new() }
+        Push { content, registry, tasks, blobs: Flights::new(), streams: Flights::new() }
     }
 
-    /// Makes the destination name `image`.
+    /// Makes the destination name `image`. `aheads` are layers on their way there.
     ///
     /// Cancellation safe: blobs that arrived stay and are found the next time.
-    pub(super) async fn image(&self, ctx: &Ctx, image: &Image, to: &Destination) -> Result<(), ExportError> {
-        let pushed =
-            ctx.run(Box::pin(self.push(ctx, image, to))).await.unwrap_or(Err(PushFailure::Cancelled));
+    pub(super) async fn image(
+        &self,
+        ctx: &Ctx,
+        image: &Image,
+        to: &Destination,
+        aheads: Vec<Ahead>,
+    ) -> Result<(), ExportError> {
+        let push = async {
+            let there = Ahead::all(aheads).await;
+            self.push(ctx, image, to, &there).await
+        };
+        let pushed = ctx.run(Box::pin(push)).await.unwrap_or(Err(PushFailure::Cancelled));
         pushed.map_err(|source| ExportError::Push { name: to.reference.to_string(), source })
     }
 
-    async fn push(&self, ctx: &Ctx, image: &Image, to: &Destination) -> Result<(), PushFailure> {
-        let registry =
-            if to.insecure { self.registry.trusting(&to.reference.host) } else { self.registry.clone() };
+    fn registry_of(&self, to: &Destination) -> RegistryClient {
+        if to.insecure { self.registry.trusting(&to.reference.host) } else { self.registry.clone() }
+    }
+
+    /// `there` are blobs that were seen to arrive.
+    async fn push(
+        &self,
+        ctx: &Ctx,
+        image: &Image,
+        to: &Destination,
+        there: &HashSet<Digest>,
+    ) -> Result<(), PushFailure> {
+        let registry = self.registry_of(to);
         let repository = Repository::from(&to.reference);
         let root = image.root.digest;
         let selector = match &to.reference.tag {
@@ -186,7 +214,7 @@ impl Push {
             return Ok(());
         }
         // No look for the root by its digest: a retag finds each blob with a HEAD, side by side.
-        self.blobs(ctx, image, &registry, &repository, to.insecure).await?;
+        self.blobs(ctx, image, &registry, &repository, to.insecure, there).await?;
         drop(step);
         let name = if to.by_digest { to.reference.name() } else { to.reference.pinned(root).to_string() };
         let _step = Step::start(ctx, format!("pushing manifest for {name}"));
@@ -228,7 +256,7 @@ impl Push {
         Ok(())
     }
 
-    /// All layers that may be distributed, and what else no manifest is.
+    /// All layers that may be distributed and are not there, and what else no manifest is.
     async fn blobs(
         &self,
         ctx: &Ctx,
@@ -236,9 +264,12 @@ impl Push {
         registry: &RegistryClient,
         repository: &Repository,
         insecure: bool,
+        there: &HashSet<Digest>,
     ) -> Result<(), PushFailure> {
         let handlers = Arc::new(image.handlers.clone());
-        let distributed = image.layers.iter().filter(|layer| !layer.listed.is_foreign_layer());
+        let is_wanted =
+            |layer: &&ImageLayer| !layer.listed.is_foreign_layer() && !there.contains(&layer.blob.digest);
+        let distributed = image.layers.iter().filter(is_wanted);
         let layers = distributed.map(|layer| {
             let source = Source::Stored(Arc::clone(&handlers));
             Asker { ctx: ctx.clone(), descriptor: layer.blob.clone(), source }

@@ -103,7 +103,7 @@ async fn exported(
     let (options, rest) = ImageOptions::parse(text(attributes), true)?;
     let target = ExportTarget { index: 0, compatibility_version: 0 };
     let (source, options) = prepare(&options, &rest, &source, target, false)?;
-    assemble(&Ctx::background(), &Tasks::new(), &source, &options).await
+    assemble(&Ctx::background(), &Tasks::new(), &source, &options, &|_| ()).await
 }
 
 const CONFIG: &str = r#"{"architecture":"amd64","os":"linux"}"#;

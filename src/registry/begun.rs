@@ -30,10 +30,14 @@ use super::transport::Outgoing;
 use super::transport::location;
 use crate::ctx::Ctx;
 
+const CHUNK_MINIMUM: &str = "oci-chunk-min-length";
+
 /// An upload that a registry is ready for. Dropped, it is cancelled there in the background.
 pub struct UploadSession {
     endpoint: Arc<Endpoint>,
     location: Url,
+    /// Bytes that a chunk but the last must have (`OCI-Chunk-Min-Length`).
+    least_chunk: u64,
     /// None once the registry knows how the upload ended.
     left: Option<Left>,
 }
@@ -60,6 +64,15 @@ impl UploadSession {
 
     pub(super) fn location(&self) -> &Url {
         &self.location
+    }
+
+    pub(super) fn least_chunk(&self) -> u64 {
+        self.least_chunk
+    }
+
+    /// The upload goes on there.
+    pub(super) fn moved(&mut self, location: Url) {
+        self.location = location;
     }
 
     /// The registry has ended the upload, well or not.
@@ -147,7 +160,10 @@ fn session_of(response: &Response, endpoint: &Arc<Endpoint>, left: Left) -> Opti
         return None;
     }
     let location = upload_location(response, endpoint)?;
-    Some(UploadSession { endpoint: Arc::clone(endpoint), location, left: Some(left) })
+    let least_chunk =
+        response.headers().get(CHUNK_MINIMUM).and_then(|value| value.to_str().ok()?.parse().ok());
+    let (endpoint, least_chunk) = (Arc::clone(endpoint), least_chunk.unwrap_or(0));
+    Some(UploadSession { endpoint, location, least_chunk, left: Some(left) })
 }
 
 /// Where an upload goes. A registry behind a TLS proxy may call itself `http`: its own host keeps TLS.

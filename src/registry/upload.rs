@@ -109,7 +109,7 @@ impl RegistryClient {
         }
     }
 
-    async fn begin_upload(
+    pub(super) async fn begin_upload(
         &self,
         ctx: &Ctx,
         place: &Arc<Place>,
