@@ -32,7 +32,7 @@ impl Fanout {
             return;
         }
         for update in inner.past.all() {
-            journal.send(update.clone());
+            journal.share(Arc::clone(update));
         }
         inner.journals.push(journal.clone());
     }
@@ -49,10 +49,11 @@ impl Fanout {
 
 impl Sink for Fanout {
     fn send(&self, update: Update) {
+        let update = Arc::new(update);
         let mut inner = self.inner();
         inner.journals.retain(|j| !j.is_closed());
         for journal in &inner.journals {
-            journal.send(update.clone());
+            journal.share(Arc::clone(&update));
         }
         inner.past.push(update);
     }

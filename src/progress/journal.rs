@@ -13,19 +13,19 @@ use super::Sink;
 use super::Update;
 use crate::oci::Digest;
 
-/// Updates in order, with the outdated values of items left out.
+/// Updates in order, with the outdated values of items left out. A vertex and the builds that wait for it share them.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
-    by_number: BTreeMap<u64, Update>,
+    by_number: BTreeMap<u64, Arc<Update>>,
     items: HashMap<(Digest, String), u64>,
     next: u64,
 }
 
 impl Entries {
-    pub(super) fn push(&mut self, update: Update) {
+    pub(super) fn push(&mut self, update: Arc<Update>) {
         let number = self.next;
         self.next += 1;
-        if let Update::Item(item) = &update
+        if let Update::Item(item) = &*update
             && let Some(outdated) = self.items.insert((item.vertex, item.id.clone()), number)
         {
             self.by_number.remove(&outdated);
@@ -33,7 +33,7 @@ impl Entries {
         self.by_number.insert(number, update);
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = &Update> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Update>> {
         self.by_number.values()
     }
 }
@@ -85,13 +85,8 @@ impl Journal {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    fn entries(&self) -> MutexGuard<'_, Entries> {
-        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Sink for Journal {
-    fn send(&self, update: Update) {
+    /// As [`Sink::send`], of an update that others have as well.
+    pub(super) fn share(&self, update: Arc<Update>) {
         let mut entries = self.entries();
         if self.is_closed() {
             return;
@@ -100,6 +95,16 @@ impl Sink for Journal {
         let next = entries.next;
         drop(entries);
         self.0.tail.send_modify(|tail| tail.next = tail.next.max(next));
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sink for Journal {
+    fn send(&self, update: Update) {
+        self.share(Arc::new(update));
     }
 }
 
@@ -121,7 +126,8 @@ impl Reader {
             // The journal is held by `self`, so the sender lives.
             let tail = *self.tail.wait_for(|tail| tail.closed || tail.next > from).await.ok()?;
             let entries = self.journal.entries();
-            let batch: Vec<Update> = entries.by_number.range(from..).map(|(_, u)| u.clone()).collect();
+            let batch: Vec<Update> =
+                entries.by_number.range(from..).map(|(_, update)| Update::clone(update)).collect();
             self.next = entries.next;
             if !batch.is_empty() {
                 return Some(batch);
