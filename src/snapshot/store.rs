@@ -360,10 +360,20 @@ impl Store {
         }
     }
 
-    /// Takes a snapshot away at once. Its files, and those of `before`, are deleted when the returned directories are
-    /// [discarded](Self::discard_all). Nobody can come to stand on it while `before` is called.
+    /// As [`Store::remove_to`], to a place of its own.
     pub(super) fn remove(
         &self,
+        key: &SnapshotKey,
+        before: impl FnOnce() -> Result<Vec<PathBuf>, SnapshotError>,
+    ) -> Result<Vec<PathBuf>, SnapshotError> {
+        self.remove_to(self.temporary(), key, before)
+    }
+
+    /// Takes a snapshot away at once, to `temporary`. Its files, and those of `before`, are deleted when the returned
+    /// directories are [discarded](Self::discard_all). Nobody can come to stand on it while `before` is called.
+    pub(super) fn remove_to(
+        &self,
+        temporary: PathBuf,
         key: &SnapshotKey,
         before: impl FnOnce() -> Result<Vec<PathBuf>, SnapshotError>,
     ) -> Result<Vec<PathBuf>, SnapshotError> {
@@ -377,7 +387,6 @@ impl Store {
             entry.phase = Phase::Leaving;
             entry.info.kind
         };
-        let temporary = self.temporary();
         let removed = before().and_then(|mut trash| {
             rename(&self.path(kind, key), &temporary)?;
             trash.push(temporary);
