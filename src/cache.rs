@@ -318,7 +318,7 @@ impl Cache {
             parents => {
                 let mut handlers = DescHandlers::new();
                 parents.iter().for_each(|p| handlers.extend(p.handlers()));
-                let plan = Plan::of_merge(parents, &parts, options).ok_or(CacheError::Empty)?;
+                let plan = Plan::of_merge(parents, options).ok_or(CacheError::Empty)?;
                 self.make(plan, Vec::new(), parts, handlers).await
             }
         }
@@ -348,9 +348,11 @@ impl Cache {
     /// True if there is such a record, whatever became of those that it stands on. One look-up, however many
     /// they are.
     pub fn has(&self, id: &RecordId) -> Result<bool, CacheError> {
-        let Some(row) = self.0.db.read(|tx| Row::read(tx, id))? else { return Ok(false) };
-        let own: Vec<Part> = row.part(id).into_iter().collect();
-        Ok(!matches!(row.kind, Kind::Mutable { .. }) && self.0.snapshots.has_all_made(&own)?)
+        Ok(self.0.db.read(|tx| match Kind::read(tx, id)? {
+            None | Some(Kind::Mutable { .. }) => Ok(false),
+            Some(Kind::Made { snapshot, .. }) => self.0.snapshots.is_among(tx, &snapshot),
+            Some(Kind::Layer { .. } | Kind::Merge { .. } | Kind::Slice { .. }) => Ok(true),
+        })?)
     }
 
     /// How much of a record is here; `None` if there is no such record. Looks at each layer.

@@ -137,9 +137,9 @@ impl Cache {
         let snapshots = &self.0.snapshots;
         let holds = match (parent, &options.looks) {
             (Some(parent), Some(looks)) if parent.can_be_partial()? => {
-                self.stand_on_paths(ctx, parent.parts(), parent.handlers(), looks).await?
+                Box::pin(self.stand_on_paths(ctx, parent.parts(), parent.handlers(), looks)).await?
             }
-            (Some(parent), _) => self.stand_on(ctx, parent.parts(), parent.handlers()).await?,
+            (Some(parent), _) => Box::pin(self.stand_on(ctx, parent.parts(), parent.handlers())).await?,
             (None, _) => Vec::new(),
         };
         let parents: Vec<SnapshotKey> = holds.iter().map(|h| h.key().clone()).collect();
@@ -156,7 +156,7 @@ impl Cache {
             false => (None, None),
         };
         let snapshot = match keep {
-            true => self.keep(&about, parents).await?,
+            true => Box::pin(self.keep(&about, parents)).await?,
             false => snapshots.prepare(snapshots.passing("active"), parents).await?,
         };
         let tree = OnceCell::new();
@@ -369,7 +369,7 @@ impl Inner {
         let made = Made { snapshot, created_at: row.created_at, description: row.description.clone() };
         let parent = self.about.parent.as_ref();
         let mut parts = parent.map(|p| p.parts().to_vec()).unwrap_or_default();
-        parts.push(Part { record: id, set: ChangeSet::Made(made) });
+        parts.push(Part { record: id, set: ChangeSet::Made(Arc::new(made)) });
         let handlers = parent.map(|p| p.handlers().clone()).unwrap_or_default();
         Ok(ImmutableRef::new(cache.clone(), hold, &row, parts, handlers))
     }

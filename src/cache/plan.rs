@@ -58,22 +58,26 @@ impl Plan {
         if steps.is_empty() { None } else { Some(Plan { steps, options }) }
     }
 
-    /// `parts` are those of the parents, in order; `None` for no part.
-    pub(super) fn of_merge(parents: &[ImmutableRef], parts: &[Part], options: RefOptions) -> Option<Plan> {
+    /// `None` for no parent.
+    pub(super) fn of_merge(parents: &[ImmutableRef], options: RefOptions) -> Option<Plan> {
+        let (lowest, others) = parents.split_first()?;
         let chains: Vec<BlobChainId> = parents.iter().map(ImmutableRef::blob_chain).collect();
         let kind = Kind::Merge { parents: parents.iter().map(ImmutableRef::id).collect() };
-        Plan::of_parts(BlobChainId::merged(&chains), kind, parts, options)
+        // The lowest one's change sets are not looked at: merges that stand on each other take time for what each adds.
+        let added = others.iter().flat_map(|parent| parent.parts());
+        let chain = added.fold(lowest.chain(), |chain, part| chain.then(part.identity()));
+        Some(Plan::of_one(BlobChainId::merged(&chains), chain, kind, options))
     }
 
     /// `parts` are change sets that stand on each other; `None` for no part.
     pub(super) fn of_slice(parts: &[Part], options: RefOptions) -> Option<Plan> {
         let of: Vec<RecordId> = parts.iter().map(|p| p.record).collect();
-        Plan::of_parts(BlobChainId::sliced(&of), Kind::Slice { of }, parts, options)
+        let chain = ChainId::of_all(parts.iter().map(Part::identity))?;
+        Some(Plan::of_one(BlobChainId::sliced(&of), chain, Kind::Slice { of }, options))
     }
 
-    fn of_parts(blob_chain: BlobChainId, kind: Kind, parts: &[Part], options: RefOptions) -> Option<Plan> {
-        let chain = ChainId::of_all(parts.iter().map(Part::identity))?;
-        Some(Plan { steps: vec![Step { id: blob_chain.record(), blob_chain, chain, kind }], options })
+    fn of_one(blob_chain: BlobChainId, chain: ChainId, kind: Kind, options: RefOptions) -> Plan {
+        Plan { steps: vec![Step { id: blob_chain.record(), blob_chain, chain, kind }], options }
     }
 
     /// The record that is wanted.

@@ -241,7 +241,7 @@ pub(super) enum Kind {
     },
 }
 
-/// One change set of a state, and the record whose own it is.
+/// One change set of a state, and the record whose own it is. Every state that stands on it lists it, so it is small.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Part {
     pub(super) record: RecordId,
@@ -251,7 +251,7 @@ pub struct Part {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum ChangeSet {
     Blob(Arc<Layer>),
-    Made(Made),
+    Made(Arc<Made>),
 }
 
 /// What is known of a change set that was made here.
@@ -281,6 +281,18 @@ impl Part {
 }
 
 impl Kind {
+    /// Of a record, without the rest of its row.
+    pub(super) fn read(tx: &ReadTx, id: &RecordId) -> Result<Option<Kind>, DbError> {
+        #[derive(Deserialize)]
+        struct Only {
+            kind: Kind,
+        }
+        let Some(table) = tx.table(RECORDS)? else { return Ok(None) };
+        let key = id.to_string();
+        let only = table.get(key.as_str())?.map(|v| db::decode::<Only>(&key, v.value())).transpose()?;
+        Ok(only.map(|only| only.kind))
+    }
+
     pub(super) fn parents(&self) -> &[RecordId] {
         match self {
             Kind::Layer { parent, .. } | Kind::Made { parent, .. } | Kind::Mutable { parent, .. } => {
@@ -316,11 +328,11 @@ impl Row {
     pub(super) fn part(&self, id: &RecordId) -> Option<Part> {
         let set = match &self.kind {
             Kind::Layer { layer, .. } => ChangeSet::Blob(Arc::new(Layer::clone(layer))),
-            Kind::Made { snapshot, .. } | Kind::Mutable { snapshot, .. } => ChangeSet::Made(Made {
+            Kind::Made { snapshot, .. } | Kind::Mutable { snapshot, .. } => ChangeSet::Made(Arc::new(Made {
                 snapshot: snapshot.clone(),
                 created_at: self.created_at,
                 description: self.description.clone(),
-            }),
+            })),
             Kind::Merge { .. } | Kind::Slice { .. } => return None,
         };
         Some(Part { record: *id, set })
@@ -417,6 +429,12 @@ mod tests {
         }
         let other_diff = Layer::new(a.blob.clone(), DiffId(Digest::sha256("c")));
         assert_ne!(chain(&[&other_diff]), all[0]);
+    }
+
+    /// Each of a thousand merges on each other lists all that are below it.
+    #[test]
+    fn a_part_of_a_state_takes_no_room_of_its_own() {
+        assert!(size_of::<Part>() <= 32, "{}", size_of::<Part>());
     }
 
     #[test]

@@ -256,7 +256,12 @@ impl Snapshots {
 
     /// True if there is a whole snapshot of this name.
     pub(super) fn is_present(&self, key: &SnapshotKey) -> Result<bool, DbError> {
-        self.0.db.read(|tx| self.0.is_in(tx.table(SNAPSHOTS)?.as_ref(), key))
+        self.0.db.read(|tx| self.is_among(tx, key))
+    }
+
+    /// As [`Snapshots::is_present`], as `tx` sees it.
+    pub(super) fn is_among(&self, tx: &ReadTx, key: &SnapshotKey) -> Result<bool, DbError> {
+        self.0.is_in(tx.table(SNAPSHOTS)?.as_ref(), key)
     }
 
     /// True if every made change set among `parts` still has its files.

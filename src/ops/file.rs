@@ -160,6 +160,9 @@ impl FileOp {
     }
 
     /// Runs the actions that outputs need, each once.
+    ///
+    /// Thousands of these may wait at a time: what only some of them come to is boxed, so that the others have no room
+    /// for it.
     pub(super) async fn run(
         &self,
         cache: &Cache,
@@ -261,7 +264,7 @@ impl Run<'_> {
         let action: &FileAction = &self.op.actions[index];
         let base = self.base(index, action.base).await?;
         let from = match &action.change {
-            FileChange::Copy(copy) => Some(self.files(index, copy.from, copied(copy)).await?),
+            FileChange::Copy(copy) => Some(Box::pin(self.files(index, copy.from, copied(copy))).await?),
             _ => None,
         };
         let owner = action.owner().cloned().unwrap_or(Owner { user: None, group: None });
@@ -301,7 +304,7 @@ impl Run<'_> {
         };
         let description = if self.name.is_empty() { "fileop target" } else { self.name };
         let looks = match &parent {
-            Some(parent) => self.looks(index, parent).await?,
+            Some(parent) => Box::pin(self.looks(index, parent)).await?,
             None => None,
         };
         let options =
@@ -406,7 +409,7 @@ impl Run<'_> {
         }
         let mut reads = Reads::default();
         reads.path(file, Last::Follow);
-        Ok(Some(self.files(index, *input, reads).await?.tree))
+        Ok(Some(Box::pin(self.files(index, *input, reads)).await?.tree))
     }
 
     fn failed(&self, index: usize, error: impl Into<FileError>) -> OpError {

@@ -9,6 +9,7 @@ use super::fixture::Fixture;
 use super::fixture::repository;
 use crate::cache::CacheError;
 use crate::cache::LayerOptions;
+use crate::cache::Part;
 use crate::cache::Presence;
 use crate::cache::PruneOptions;
 use crate::cache::RefOptions;
@@ -133,6 +134,7 @@ async fn a_merge_of_lazy_refs_is_lazy_and_lists_the_layers_of_all() {
     let nested = f.cache.merge(&[merged.clone(), made[0].clone()], RefOptions::default()).await.unwrap();
     let found = f.cache.get(&nested.id(), &DescHandlers::new()).unwrap();
     assert_eq!(found.parts(), nested.parts());
+    assert_eq!(nested.chain(), ChainId::of_all(nested.parts().iter().map(Part::identity)).unwrap());
     assert_eq!(found.parts().len(), 5);
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::cache::tests::fixture::Fixture;
 use crate::ops::op::CopyFiles;
 use crate::ops::op::CopyMode;
 use crate::ops::op::MakeDir;
@@ -92,6 +93,16 @@ fn a_chain_of_many_actions_is_planned_in_no_time() {
         .collect();
     let (order, _) = op(actions, &[19_999]).plan();
     assert_eq!(order, (0..20_000).collect::<Vec<_>>());
+}
+
+/// A graph of 2,000 file steps had 23 MB of them waiting.
+#[tokio::test]
+async fn a_step_that_waits_takes_little_memory() {
+    let f = Fixture::new();
+    let (op, ctx) = (op(vec![dir(FileInput::Scratch)], &[0]), Ctx::background());
+    let step = op.run(&f.cache, f.tasks(), &ctx, "step", &[]);
+    assert!(size_of_val(&step) <= 4096, "{} bytes", size_of_val(&step));
+    assert_eq!(step.await.unwrap().len(), 1);
 }
 
 #[test]
