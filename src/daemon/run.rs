@@ -101,6 +101,7 @@ pub fn configure(matches: &ArgMatches) -> Result<Checked, RunError> {
 async fn serve(config: Config) -> Result<ExitCode, RunError> {
     let watch = Tasks::new();
     let stop = Signals::watch(&watch).map_err(RunError::Signals)?;
+    memory::watch(&watch);
     let manager = notify::socket();
     let tell = |state| {
         if let Some(socket) = &manager
