@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! network -> prepare (bundle, user, mounts, config.json) -> start the runtime -> adopt -> wait
-//!        -> read the rest of the output -> last sample -> clear (cgroup, mount point stubs) -> network
-//!                                                               \-> unmount the bundle
+//!        -> read the rest of the output -> last sample -> clear (mount point stubs) -> network
+//!                                                      \-> remove the cgroup, unmount the bundle
 //! ```
 //!
-//! To unmount costs the kernel a grace period, tens of milliseconds on a busy machine: nobody waits for that,
-//! unless the bundle shows a directory that somebody else needs back.
+//! To unmount costs the kernel a grace period, tens of milliseconds on a busy machine, and a cgroup of version 1 is a
+//! directory in each of a dozen hierarchies: nobody waits for that, unless the bundle shows a directory that somebody
+//! else needs back.
 //!
 //! # Cancellation
 //!
@@ -73,7 +74,7 @@ pub struct Setting {
     pub tasks: Tasks,
 }
 
-/// How many bundles of ended processes are still to be unmounted.
+/// How many ended processes still have a bundle or a cgroup.
 #[derive(Debug)]
 pub struct Clearing(watch::Sender<usize>);
 
@@ -84,23 +85,23 @@ impl Default for Clearing {
 }
 
 impl Clearing {
-    fn begin(&self) -> Unmounting {
-        self.0.send_modify(|unmounting| *unmounting += 1);
-        Unmounting(self.0.clone())
+    fn begin(&self) -> Leaving {
+        self.0.send_modify(|leaving| *leaving += 1);
+        Leaving(self.0.clone())
     }
 
     /// Waits until there is none.
     pub async fn ended(&self) {
         // The sender is in self.
-        let _ = self.0.subscribe().wait_for(|unmounting| *unmounting == 0).await;
+        let _ = self.0.subscribe().wait_for(|leaving| *leaving == 0).await;
     }
 }
 
-struct Unmounting(watch::Sender<usize>);
+struct Leaving(watch::Sender<usize>);
 
-impl Drop for Unmounting {
+impl Drop for Leaving {
     fn drop(&mut self) {
-        self.0.send_modify(|unmounting| *unmounting -= 1);
+        self.0.send_modify(|leaving| *leaving -= 1);
     }
 }
 
@@ -159,18 +160,16 @@ async fn in_sandbox(
         Ok(Ended { code, group, recorder }) => (recorder, group, Ok(code)),
         Err(error) => (Recorder::new(), None, Err(error)),
     };
+    let leaving = setting.clearing.begin();
     let cleared = setting.tasks.spawn_blocking("clear a sandbox", move || {
         let last = group.map(|group| group.sample());
         (last, sandbox.clear())
     });
-    let (last, bundle) = cleared.await?;
-    if let Some(bundle) = bundle {
-        let unmounting = setting.clearing.begin();
-        drop(setting.tasks.spawn_blocking("unmount a bundle", move || {
-            drop(bundle);
-            drop(unmounting);
-        }));
-    }
+    let (last, remains) = cleared.await?;
+    drop(setting.tasks.spawn_blocking("clear what a sandbox left", move || {
+        remains.clear();
+        drop(leaving);
+    }));
     if last.is_none() {
         recorder = Recorder::new();
     }
@@ -243,20 +242,34 @@ impl Sandbox {
         Ok(Sandbox { bundle, root, stubs, group, systemd })
     }
 
-    /// To be called when no process is left. Returns the bundle if that has time.
-    fn clear(self) -> Option<Bundle> {
-        if let Some(group) = &self.group
-            && group.remove().is_err()
-        {
+    /// To be called when no process is left. Returns what has time.
+    fn clear(self) -> Remains {
+        // Mounts on the stubs went with the process's namespace.
+        self.stubs.remove(&self.root);
+        let id = self.bundle.id().to_owned();
+        let bundle = (!self.bundle.shows()).then_some(self.bundle);
+        Remains { id, bundle, group: self.group }
+    }
+}
+
+/// What is of no use and in nobody's way.
+struct Remains {
+    id: String,
+    bundle: Option<Bundle>,
+    group: Option<Group>,
+}
+
+impl Remains {
+    fn clear(self) {
+        drop(self.bundle);
+        let Some(group) = self.group else { return };
+        if group.remove().is_err() {
             // Somebody joined it.
             group.kill();
             if let Err(error) = group.remove() {
-                tracing::warn!(%error, id = self.bundle.id(), "a cgroup stays");
+                tracing::warn!(%error, id = self.id, "a cgroup stays");
             }
         }
-        // Mounts on the stubs went with the process's namespace.
-        self.stubs.remove(&self.root);
-        (!self.bundle.shows()).then_some(self.bundle)
     }
 }
 

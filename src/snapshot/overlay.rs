@@ -206,6 +206,14 @@ impl Show for Showing<'_> {
     }
 }
 
+/// Moves a directory, if there is one.
+fn move_away(from: &Path, to: &Path) -> Result<(), SnapshotError> {
+    match fs::rename(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(SnapshotError::io("move", from)),
+    }
+}
+
 /// Mounts on a new mount point.
 pub(super) fn mounted(
     store: &Store,
@@ -281,10 +289,17 @@ impl Snapshotter for OverlaySnapshotter {
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<(), SnapshotError> {
         let (name, key) = (name.clone(), key.clone());
-        self.run("commit snapshot", move |inner| {
-            inner.store.commit(&name, &key, |path| inner.store.discard(&path.join(WORK)))
-        })
-        .await
+        let (inner, trash, committed) = self
+            .run("commit snapshot", move |inner| {
+                let trash = inner.store.temporary();
+                let committed = inner.store.commit(&name, &key, |path| move_away(&path.join(WORK), &trash));
+                Ok((Arc::clone(inner), trash, committed))
+            })
+            .await?;
+        // Nobody waits for the file system that empties it.
+        let discard = move || inner.store.discard_all(&[trash]);
+        drop(self.tasks.spawn_blocking("discard a working directory", discard));
+        committed
     }
 
     async fn remove(&self, key: &SnapshotKey) -> Result<(), SnapshotError> {
