@@ -31,7 +31,9 @@ mod trail;
 mod tree;
 mod walk;
 
+pub use copy::PIECE;
 pub use copy::copy_file;
+pub use copy::write_pieces_at;
 pub use error::FsError;
 pub use meta::FileTime;
 pub use meta::Kind;

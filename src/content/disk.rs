@@ -23,7 +23,6 @@ use std::fs::OpenOptions;
 use std::fs::Permissions;
 use std::io;
 use std::io::Read;
-use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
@@ -41,6 +40,8 @@ use super::growing::Growth;
 use super::stats::Counters;
 use crate::failpoint;
 use crate::failpoint::Failpoint;
+use crate::fs::PIECE;
+use crate::fs::write_pieces_at;
 use crate::oci::Algorithm;
 use crate::oci::Digest;
 use crate::oci::DigestHasher;
@@ -163,13 +164,12 @@ impl Disk {
     }
 
     /// Appends to a partial blob that has `size` bytes.
-    pub(super) fn append(&self, file: &mut File, size: u64, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn append(&self, file: &File, size: u64, bytes: &[u8]) -> io::Result<()> {
         #[cfg(test)]
         if size + bytes.len() as u64 > self.full.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        let _ = size;
-        file.write_all(bytes)
+        write_pieces_at(file, bytes, size)
     }
 
     /// Opens a partial blob to append to it, made if there is none.
@@ -215,12 +215,12 @@ impl Disk {
     }
 
     fn write_new(&self, path: &Path, bytes: &[u8]) -> Result<(), ContentError> {
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .open(path)
             .map_err(ContentError::io("make", path))?;
-        file.write_all(bytes).map_err(ContentError::io("write", path))?;
+        write_pieces_at(&file, bytes, 0).map_err(ContentError::io("write", path))?;
         self.seal(&file, path)
     }
 
@@ -367,7 +367,7 @@ impl NewFile<'_> {
 
 impl io::Write for NewFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = (&*self.file).write(bytes)?;
+        let n = (&*self.file).write(&bytes[..bytes.len().min(PIECE)])?;
         self.hasher.update(&bytes[..n]);
         let before = self.size;
         self.size += n as u64;

@@ -89,7 +89,7 @@ fn write(
     let mut size = hash(&mut file, &mut hasher).map_err(ContentError::io("read", &path))?;
     written.advance(size);
     while let Some(chunk) = chunks.blocking_recv() {
-        disk.append(&mut file, size, &chunk).map_err(ContentError::io("write", &path))?;
+        disk.append(&file, size, &chunk).map_err(ContentError::io("write", &path))?;
         hasher.update(&chunk);
         size += chunk.len() as u64;
         written.advance(size);

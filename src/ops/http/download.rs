@@ -1,6 +1,5 @@
 //! [`Arriving`]: a file on its way into a state of its own.
 
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -30,6 +29,7 @@ use crate::fs::Last;
 use crate::fs::MetaChange;
 use crate::fs::Owner;
 use crate::fs::Root;
+use crate::fs::write_pieces_at;
 use crate::oci::Algorithm;
 use crate::oci::Digest;
 use crate::oci::DigestHasher;
@@ -165,15 +165,17 @@ fn write(
     modified: Option<SystemTime>,
     mut chunks: mpsc::Receiver<Bytes>,
 ) -> Result<Digest, HttpError> {
-    let mut file = root.create_file(name, source.perm.unwrap_or(MODE))?;
+    let file = root.create_file(name, source.perm.unwrap_or(MODE))?;
     let failed = |error| HttpError::Write { name: name.to_owned(), source: Arc::new(error) };
     let mut hasher = match &source.checksum {
         Some(pinned) => pinned.hasher(),
         None => DigestHasher::new(Algorithm::Sha256),
     };
+    let mut size = 0;
     while let Some(chunk) = chunks.blocking_recv() {
         hasher.update(&chunk);
-        file.write_all(&chunk).map_err(failed)?;
+        write_pieces_at(&file, &chunk, size).map_err(failed)?;
+        size += chunk.len() as u64;
     }
     drop(file);
     let since =

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use rustix::fs::AtFlags;
@@ -34,6 +33,7 @@ use crate::fs::CopyOptions;
 use crate::fs::Last;
 use crate::fs::Root;
 use crate::fs::copy_tree;
+use crate::fs::write_pieces_at;
 use crate::snapshot::index::IndexBuilder;
 
 /// OCI image specification, `layer.md#whiteouts`.
@@ -188,7 +188,7 @@ impl<'a> Unpacker<'a> {
         let file = File::from(file.map_err(ApplyError::io("make", path))?);
         let sparse = reader.extents().is_some();
         while let Some(chunk) = reader.next_chunk()? {
-            file.write_all_at(chunk.bytes, chunk.offset).map_err(ApplyError::io("write", path))?;
+            write_pieces_at(&file, chunk.bytes, chunk.offset).map_err(ApplyError::io("write", path))?;
         }
         if sparse {
             file.set_len(entry.size).map_err(ApplyError::io("write", path))?;
