@@ -81,7 +81,7 @@ pub fn snapshots(daemon: &Daemon) -> Vec<String> {
 fn left_on_disk(daemon: &Daemon) -> Vec<String> {
     let root = daemon.root();
     let mut left = snapshots(daemon);
-    for directory in ["executor/bundles", "executor/netns", "executor/scratch", "content/ingest"] {
+    for directory in ["executor/bundles", "executor/netns", "executor/scratch"] {
         left.extend(names(&root.join(directory)).iter().map(|name| format!("{directory}/{name}")));
     }
     let blobs = root.join("content/blobs/sha256");
@@ -93,7 +93,10 @@ fn left_on_disk(daemon: &Daemon) -> Vec<String> {
             Err(_) => others.push(name),
         }
     }
-    // An image that has a name keeps what its manifest names.
+    // An image that has a name keeps what its manifest names, and what was fetched of that.
+    let partial = names(&root.join("content/ingest"));
+    let partial = partial.iter().map(|name| name.strip_prefix("sha256-").unwrap_or(name).to_owned());
+    others.extend(partial);
     others.retain(|name| !documents.contains(name));
     left.extend(others.iter().map(|name| format!("blob {name}")));
     left.extend(mounts_below(&root, daemon).into_iter().map(|mount| format!("mounted: {mount}")));
