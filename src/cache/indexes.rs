@@ -2,8 +2,8 @@
 //!
 //! With it, a look into an image that was pruned opens the layers that cover the path, and none of those above them;
 //! and of those that it opens only the parts that it needs, where that pays.
-//! Only layers that have entries for all their directories have an index: what the others have depends on what is
-//! below them.
+//! What a layer has that implies directories, or links to files of layers below, depends on those: its index is of the
+//! [chain](Of::Chain) that it is on top of.
 //!
 //! # Invariants
 //!
@@ -41,12 +41,12 @@ use sha2::Digest as _;
 use sha2::Sha256;
 
 use super::CacheError;
-use super::record::Layer;
 use crate::content::Origin;
 use crate::db;
 use crate::db::Db;
 use crate::db::DbError;
 use crate::db::ReadTx;
+use crate::oci::ChainId;
 use crate::oci::DiffId;
 use crate::oci::Digest;
 use crate::snapshot::LayerIndex;
@@ -67,9 +67,29 @@ const SUM: usize = 32;
 /// Places of a blob at most that are noted.
 const MAX_SHOWN: usize = 16;
 
+/// What an index is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Of {
+    /// A layer that can lie on anything.
+    Layer(DiffId),
+    /// The layer on top of this chain, which lies on nothing but the rest of it.
+    Chain(ChainId),
+}
+
+impl Of {
+    /// A name that no other layer or chain has. The chain of a single layer has the digest of that layer.
+    pub(super) fn name(&self) -> DiffId {
+        match self {
+            Of::Layer(diff_id) => *diff_id,
+            Of::Chain(chain) => DiffId(Digest::sha256(format!("chain {chain}"))),
+        }
+    }
+}
+
 /// What is known of a layer that was unpacked here.
 #[derive(Debug)]
 pub(super) struct Known {
+    pub(super) of: Of,
     /// What it was unpacked from: another blob of the layer can't be entered at the same places.
     pub(super) blob: Digest,
     pub(super) index: LayerIndex,
@@ -111,20 +131,20 @@ impl Indexes {
 
     /// Writes the file of a layer's index, in place of one that is there. It counts once it is
     /// [noted](Indexes::note). Blocks.
-    pub(super) fn write(&self, diff_id: DiffId, known: &Known) {
-        if let Err(error) = self.try_write(diff_id, known) {
-            tracing::warn!(%diff_id, %error, "the file index of a layer was not kept");
+    pub(super) fn write(&self, known: &Known) {
+        if let Err(error) = self.try_write(known) {
+            tracing::warn!(of = ?known.of, %error, "the file index of a layer was not kept");
         }
     }
 
-    fn try_write(&self, diff_id: DiffId, Known { blob, index }: &Known) -> io::Result<()> {
+    fn try_write(&self, Known { of, blob, index }: &Known) -> io::Result<()> {
         let plain = [format!("{blob}\n").as_bytes(), &index.encode()].concat();
         let mut bytes = zstd::bulk::compress(&plain, LEVEL)?;
         bytes.extend(Sha256::digest(&bytes));
         fs::create_dir_all(&self.0.directory)?;
         let n = self.0.next.fetch_add(1, Ordering::Relaxed);
         let new = self.0.directory.join(format!("new-{}-{n}", std::process::id()));
-        let written = fs::write(&new, bytes).and_then(|()| fs::rename(&new, self.path(&diff_id)));
+        let written = fs::write(&new, bytes).and_then(|()| fs::rename(&new, self.path(&of.name())));
         if written.is_err() {
             let _ = fs::remove_file(&new);
         }
@@ -132,8 +152,8 @@ impl Indexes {
     }
 
     /// Notes that the index of a layer was written, and where the layer's blob was had. Readers see it soon.
-    pub(super) fn note(&self, layer: &Layer, origins: impl IntoIterator<Item = Origin>) {
-        let (diff_id, blob) = (layer.diff_id, layer.blob.digest);
+    pub(super) fn note(&self, of: Of, blob: Digest, origins: impl IntoIterator<Item = Origin>) {
+        let diff_id = of.name();
         let shown: Vec<Shown> = origins.into_iter().map(|origin| Shown { blob, origin }).collect();
         let Ok(meta) = fs::metadata(self.path(&diff_id)) else { return };
         if shown.is_empty() {
@@ -156,20 +176,21 @@ impl Indexes {
         });
     }
 
-    /// Where the blob of a layer that has an index was had; nothing if it has none.
-    pub(super) fn origins(&self, layer: &Layer) -> Result<Vec<Origin>, DbError> {
-        let stored = self.0.db.read(|tx| read(tx, &layer.diff_id))?;
+    /// Where a blob was had that there is an index for; nothing if there is none.
+    pub(super) fn origins(&self, of: Of, blob: &Digest) -> Result<Vec<Origin>, DbError> {
+        let stored = self.0.db.read(|tx| read(tx, &of.name()))?;
         let shown = stored.map(|stored| stored.shown).unwrap_or_default();
-        Ok(shown.into_iter().filter(|s| s.blob == layer.blob.digest).map(|s| s.origin).collect())
+        Ok(shown.into_iter().filter(|s| s.blob == *blob).map(|s| s.origin).collect())
     }
 
-    /// The index of a layer; one that is damaged is none.
-    pub(super) async fn load(&self, diff_id: DiffId) -> Result<Option<Arc<Known>>, CacheError> {
+    /// An index; one that is damaged is none.
+    pub(super) async fn load(&self, of: Of) -> Result<Option<Arc<Known>>, CacheError> {
+        let diff_id = of.name();
         let path = self.path(&diff_id);
-        let loaded = self.0.tasks.spawn_blocking("load index", move || match load(&path) {
+        let loaded = self.0.tasks.spawn_blocking("load index", move || match load(of, &path) {
             Ok(known) => Some(Arc::new(known)),
             Err(error) => {
-                tracing::warn!(%diff_id, %error, "the file index of a layer can't be read");
+                tracing::warn!(?of, %error, "the file index of a layer can't be read");
                 None
             }
         });
@@ -251,7 +272,7 @@ fn sweep(directory: &Path, kept: &HashSet<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-fn load(path: &Path) -> io::Result<Known> {
+fn load(of: Of, path: &Path) -> io::Result<Known> {
     let damaged = || io::Error::new(io::ErrorKind::InvalidData, "it is not whole");
     let bytes = fs::read(path)?;
     let (bytes, sum) = bytes.split_last_chunk::<SUM>().ok_or_else(damaged)?;
@@ -262,7 +283,7 @@ fn load(path: &Path) -> io::Result<Known> {
     let end = plain.iter().position(|&byte| byte == b'\n').ok_or_else(damaged)?;
     let blob = str::from_utf8(&plain[..end]).ok().and_then(|blob| blob.parse().ok()).ok_or_else(damaged)?;
     let index = LayerIndex::decode(&plain[end + 1..]).map_err(io::Error::other)?;
-    Ok(Known { blob, index })
+    Ok(Known { of, blob, index })
 }
 
 fn read(tx: &ReadTx, diff_id: &DiffId) -> Result<Option<Stored>, DbError> {

@@ -41,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 use super::Cache;
 use super::CacheError;
 use super::ImmutableRef;
+use super::indexes::Of;
 use super::record::ChangeSet;
 use super::record::Layer;
 use super::record::Part;
@@ -239,6 +240,7 @@ impl Cache {
                         parents: Vec::new(),
                         lower: below.clone(),
                         alone: false,
+                        index: Some(Of::Chain(here)),
                     };
                     self.unpack_into(ctx, layer, handlers, target).await?
                 }
@@ -278,6 +280,7 @@ impl Cache {
             parents: Vec::new(),
             lower: Vec::new(),
             alone: true,
+            index: Some(Of::Layer(layer.diff_id)),
         };
         self.unpack_into(ctx, layer, handlers, target).await
     }
@@ -309,6 +312,7 @@ impl Cache {
                 parents: parents.clone(),
                 lower: below.clone().into_iter().collect(),
                 alone: false,
+                index: None,
             };
             let hold = match &part.set {
                 ChangeSet::Blob(layer) => self.unpack_into(ctx, layer, handlers, target).await?,
@@ -354,6 +358,7 @@ impl Cache {
         handlers: &DescHandlers,
         target: Target,
     ) -> Result<Arc<SnapshotHold>, CacheError> {
+        let index = target.index;
         let hold = Arc::new(self.0.snapshots.hold(target.key.clone()).await);
         if self.0.snapshots.is_present(&target.key)? {
             // Files are for those who may have the blob.
@@ -372,7 +377,7 @@ impl Cache {
                 (held, Err(_)) => {
                     let reader = self.0.content.open_held(held)?;
                     self.unpack_from(ctx, layer, handlers, target, Source::File(reader)).await?;
-                    self.note_index(layer)?;
+                    self.note_index(index, layer)?;
                     return Ok(hold);
                 }
             },
@@ -404,19 +409,20 @@ impl Cache {
         } else {
             unpacked?;
         }
-        self.note_index(layer)?;
+        self.note_index(index, layer)?;
         Ok(hold)
     }
 
     /// Notes that there is an index of a layer, for those who may have its blob where it was had.
-    fn note_index(&self, layer: &Layer) -> Result<(), CacheError> {
+    fn note_index(&self, index: Option<Of>, layer: &Layer) -> Result<(), CacheError> {
+        let Some(of) = index else { return Ok(()) };
         let stat = self.0.content.stat(&layer.blob.digest)?;
         let origins = stat.map(|stat| stat.origins).unwrap_or_default();
         let registries = origins
             .into_iter()
             .filter(|known| known.proven && matches!(known.origin, Origin::Registry { .. }))
             .map(|known| known.origin);
-        self.0.indexes.note(layer, registries);
+        self.0.indexes.note(of, layer.blob.digest, registries);
         Ok(())
     }
 
@@ -429,9 +435,9 @@ impl Cache {
         source: Source,
     ) -> Result<(), CacheError> {
         let _extracting = Extracting::start(handlers.get(&layer.blob.digest));
-        let (cache, layer) = (self.clone(), layer.clone());
+        let (cache, layer, index) = (self.clone(), layer.clone(), target.index);
         let done = self.make_snapshot(ctx, target, move |key, below, token| async move {
-            cache.unpack(&layer, source, &key, below, token).await
+            cache.unpack(&layer, source, &key, below, index, token).await
         });
         done.await
     }
@@ -516,4 +522,6 @@ pub(super) struct Target {
     pub(super) lower: Vec<Arc<SnapshotHold>>,
     /// It is to lie on anything: what is below doesn't count.
     pub(super) alone: bool,
+    /// What the index of its files is of, if one is kept.
+    pub(super) index: Option<Of>,
 }

@@ -40,7 +40,8 @@
 //!
 //! A layer without entries for the directories of its files says nothing of them, and where one of them is a link
 //! below, its files are elsewhere. Such a layer can't be unpacked alone. It is opened over what the layers below say
-//! of these directories, which is a look at the state below.
+//! of these directories, which is a look at the state below. What it has there is known as well, once it was opened,
+//! but for that state only; so is what a layer has that links to files of those below.
 //!
 //! # Cancellation
 //!
@@ -66,6 +67,7 @@ use super::CacheError;
 use super::ImmutableRef;
 use super::Tree;
 use super::indexes;
+use super::indexes::Of;
 use super::materialize::CONCURRENT;
 use super::materialize::Target;
 use super::materialize::chains;
@@ -295,10 +297,14 @@ impl Cache {
             }
         }
         match part.blob() {
-            Some(layer) => Ok(match self.index(ctx, layer, handlers).await? {
-                Some(known) => State::Known(Known::Index { known, part: None }),
-                None => State::Closed,
-            }),
+            Some(layer) => {
+                for of in [Of::Layer(layer.diff_id), Of::Chain(chain)] {
+                    if let Some(known) = self.index(ctx, of, layer, handlers).await? {
+                        return Ok(State::Known(Known::Index { known, part: None }));
+                    }
+                }
+                Ok(State::Closed)
+            }
             None => Err(CacheError::NotFound { id: part.record }),
         }
     }
@@ -308,11 +314,12 @@ impl Cache {
     async fn index(
         &self,
         ctx: &Ctx,
+        of: Of,
         layer: &Layer,
         handlers: &DescHandlers,
     ) -> Result<Option<Arc<indexes::Known>>, CacheError> {
         let digest = layer.blob.digest;
-        let had = self.0.indexes.origins(layer)?;
+        let had = self.0.indexes.origins(of, &digest)?;
         let offered: Vec<Origin> =
             handlers.get(&digest).iter().filter_map(|handler| handler.provider.origin()).collect();
         let host = |origin: &Origin| match origin {
@@ -324,8 +331,11 @@ impl Cache {
         if had.is_empty() || !offered.iter().any(known) {
             return Ok(None);
         }
+        for origin in &had {
+            self.0.content.recall(&digest, origin).await?;
+        }
         match self.admit(ctx, layer, handlers).await {
-            Ok(()) => self.0.indexes.load(layer.diff_id).await,
+            Ok(()) => self.0.indexes.load(of).await,
             Err(CacheError::Fetch(FetchError::Cancelled { .. })) => Err(CacheError::Cancelled),
             Err(_) => Ok(None),
         }
@@ -339,7 +349,7 @@ impl Cache {
         layer: &Layer,
         handlers: &DescHandlers,
     ) -> Result<(), CacheError> {
-        for origin in self.0.indexes.origins(layer)? {
+        for origin in self.0.indexes.origins(Of::Layer(layer.diff_id), &layer.blob.digest)? {
             self.0.content.recall(&layer.blob.digest, &origin).await?;
         }
         Ok(self.0.content.admit(ctx, &layer.blob, handlers).await?)
@@ -384,6 +394,7 @@ impl Cache {
                 parents: Vec::new(),
                 lower,
                 alone: false,
+                index: Some(Of::Chain(chains[layer])),
             };
             self.unpack_into(ctx, blob, handlers, target).await
         };

@@ -621,9 +621,9 @@ pub(super) fn layer_key(diff_id: DiffId) -> SnapshotKey {
     name(format!("layer-{}", short(diff_id.0)))
 }
 
-/// The snapshot of some entries of a layer, which `paths` names.
-pub(super) fn part_key<'p>(diff_id: DiffId, paths: impl Iterator<Item = &'p [u8]>) -> SnapshotKey {
-    let mut named = diff_id.to_string().into_bytes();
+/// The snapshot of some entries of a layer, which `paths` names; `index` is the name of the index that has them.
+pub(super) fn part_key<'p>(index: DiffId, paths: impl Iterator<Item = &'p [u8]>) -> SnapshotKey {
+    let mut named = index.to_string().into_bytes();
     for path in paths {
         named.push(0);
         named.extend_from_slice(path);

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::Cache;
 use super::CacheError;
 use super::indexes::Known;
+use super::indexes::Of;
 use super::materialize::Target;
 use super::materialize::Tree;
 use super::record::ChangeSet;
@@ -72,16 +73,17 @@ impl Cache {
         source: Source,
         key: &SnapshotKey,
         below: Below,
+        index: Option<Of>,
         token: CancellationToken,
     ) -> Result<(), CacheError> {
-        let (digest, diff_id) = (layer.blob.digest, Some(layer.diff_id));
+        let (digest, expected) = (layer.blob.digest, Some(Expected { diff_id: layer.diff_id, index }));
         match source {
             Source::File(blob) => {
                 let reader = Cancellable { inner: Positioned::new(blob), token };
-                self.apply_to(digest, diff_id, reader, key, below).await
+                self.apply_to(digest, expected, reader, key, below).await
             }
             Source::Follower(follower) => {
-                self.apply_to(digest, diff_id, follower.until(token), key, below).await
+                self.apply_to(digest, expected, follower.until(token), key, below).await
             }
         }
     }
@@ -90,7 +92,7 @@ impl Cache {
     async fn apply_to(
         &self,
         digest: Digest,
-        expected: Option<DiffId>,
+        expected: Option<Expected>,
         reader: impl Read + Send + 'static,
         key: &SnapshotKey,
         below: Below,
@@ -128,11 +130,11 @@ impl Cache {
                 return Err(CacheError::NeedsLower { digest, implied: applied.implied.into() });
             }
             match expected {
-                Some(expected) if applied.diff_id != expected => {
-                    Err(CacheError::WrongDiffId { digest, expected, actual: applied.diff_id })
+                Some(Expected { diff_id, .. }) if applied.diff_id != diff_id => {
+                    Err(CacheError::WrongDiffId { digest, expected: diff_id, actual: applied.diff_id })
                 }
-                Some(expected) if matches!((&below, style), (Below::Unknown, WhiteoutStyle::Overlay)) => {
-                    indexes.write(expected, &Known { blob: digest, index: applied.index });
+                Some(Expected { index: Some(of), .. }) if style == WhiteoutStyle::Overlay => {
+                    indexes.write(&Known { of, blob: digest, index: applied.index });
                     Ok(())
                 }
                 _ => Ok(()),
@@ -200,6 +202,14 @@ impl Cache {
         };
         Ok(Changes::Trees { lower, upper: self.view(vec![hold]).await? })
     }
+}
+
+/// What an archive must be.
+#[derive(Clone, Copy, Debug)]
+struct Expected {
+    diff_id: DiffId,
+    /// What its index is of.
+    index: Option<Of>,
 }
 
 /// Where the bytes of a layer are.

@@ -28,7 +28,7 @@ const OPAQUE: &str = "trusted.overlay.opaque";
 pub(super) enum Known {
     /// Its own files, in overlay's format.
     Files { root: Root, hold: Arc<SnapshotHold> },
-    /// Its files are not here, or some of them; it has entries for all its directories.
+    /// Its files are not here, or some of them.
     Index { known: Arc<indexes::Known>, part: Option<Part> },
 }
 

@@ -72,12 +72,12 @@ impl Cache {
         // Where another blob of the layer can be entered is not known: no bytes of it can be had in parts.
         let enterable = access == Access::Plain || layer.blob.digest == known.blob;
         let (planned, spots, looks) = (Arc::clone(known), Arc::clone(spots), Arc::clone(looks));
-        let (diff_id, size) = (layer.diff_id, layer.blob.size);
+        let size = layer.blob.size;
         let plan = self.0.tasks.spawn_blocking("plan a part of a layer", move || {
             let selection = select::select(&planned.index, &spots, &looks)?;
             let parts = select::parts(&planned.index, access, size, &selection)?;
             let paths = selection.iter().map(|at| planned.index.entries()[*at].path.as_slice());
-            let key = part_key(diff_id, paths);
+            let key = part_key(planned.of.name(), paths);
             Some((selection, parts, key))
         });
         let Some((selection, parts, key)) = plan.await? else { return Ok(None) };
@@ -112,6 +112,7 @@ impl Cache {
             parents: Vec::new(),
             lower: Vec::new(),
             alone: true,
+            index: None,
         };
         let (cache, known, digest) = (self.clone(), Arc::clone(known), layer.blob.digest);
         let made = self.make_snapshot(ctx, target, move |key, below, _token| async move {

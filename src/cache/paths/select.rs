@@ -44,7 +44,12 @@ pub(super) fn select(index: &LayerIndex, spots: &BTreeSet<Spot>, looks: &[Look])
     let mut selection = Selection::new();
     for Spot { path, contents } in spots {
         for prefix in prefixes(path) {
-            selection.extend(index.position(prefix));
+            match index.position(prefix) {
+                Some(at) => drop(selection.insert(at)),
+                // What this directory is, those below say.
+                None if !index.beneath(prefix).is_empty() => return None,
+                None => {}
+            }
         }
         let Some(look) = contents.and_then(|look| looks.get(look)) else { continue };
         let within = index.beneath(path).iter().filter(|entry| entry.path != *path);

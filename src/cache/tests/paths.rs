@@ -450,6 +450,42 @@ async fn what_is_known_of_a_layer_outlives_its_files() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_depends_on_those_below_is_known_on_top_of_them() {
+    let f = Fixture::new();
+    let lowest = [dir("d"), file("d/a", "a"), dir("usr"), dir("usr/lib"), file("usr/lib/g", "g")];
+    let (linked, implies) = ([link("lib", "usr/lib")], [file("d/b", "b"), file("lib/f", "f")]);
+    let links = [dir("e"), item("e/hard", Kind::Hard("d/a"))];
+    let layers = layers_of(&f, &[&lowest, &linked, &implies, &links]);
+    for (looks, opens) in [
+        (vec![Look::at("/none")], 0),
+        (vec![Look::at("/d/none")], 0),
+        (vec![Look { last: Last::Keep, ..Look::at("/lib") }], 0),
+        (vec![Look::at("/usr/lib/g")], 1),
+        (vec![Look::at("/lib/g")], 1),
+        (vec![Look::at("/d/a"), Look::at("/e")], 1),
+    ] {
+        seen_before(&f, &layers).await.unwrap();
+        let image = image_at(&f, &layers, &repository("app")).await;
+        let (few, opened, whole) = both(&f, &image, &looks).await.unwrap();
+        assert_eq!(few, whole);
+        assert_eq!(opened, opens, "{looks:?}");
+    }
+    for looks in [vec![Look::at("/lib/f")], vec![Look::at("/e/hard")], vec![tree("/d")]] {
+        seen_before(&f, &layers).await.unwrap();
+        let image = image_at(&f, &layers, &repository("app")).await;
+        let (few, _, whole) = both(&f, &image, &looks).await.unwrap();
+        assert_eq!(few, whole);
+    }
+    // On top of others, nothing is known of them.
+    let others = layers_of(&f, &[&[dir("usr"), dir("usr/lib")], &[link("d", "usr/lib")]]);
+    let moved: Vec<Layer> = others.into_iter().chain([layers[2].clone()]).collect();
+    seen_before(&f, &layers).await.unwrap();
+    let image = image_at(&f, &moved, &repository("app")).await;
+    let (few, _, whole) = both(&f, &image, &[Look::at("/usr/lib/b"), Look::at("/d/b")]).await.unwrap();
+    assert_eq!(few, whole);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_known_of_a_layer_is_for_those_who_may_have_it() {
     let f = Fixture::new();
     let layers = layers_of(&f, &KNOWN);

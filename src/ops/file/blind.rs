@@ -4,8 +4,14 @@
 //! was there before. Deeper paths are not, since directories on the way have attributes, or are links; nor are
 //! names that a directory may have, which a copy would go into.
 //!
-//! Where the base has something of that name, the file replaces it. On a base that is here, a file would keep its
-//! mode and owner when it is made again, a link would be followed, and a directory would be an error.
+//! Where the base has something of that name, the file replaces it. What BuildKit does, and we do on a base that is
+//! here, is the same for a copy onto a file or a link; for the rest it is not:
+//!
+//! | there is | a copy | a file that is made |
+//! |---|---|---|
+//! | a file | replaces it | keeps its mode, and its owner unless one is named |
+//! | a link | replaces it | is made where the link leads |
+//! | a directory | is an error | is an error |
 
 use std::path::Path;
 
