@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
+use rustix::fs::StatVfsMountFlags;
 use rustix::io::Errno;
 use rustix::mount::FsMountFlags;
 use rustix::mount::FsOpenFlags;
@@ -22,6 +23,7 @@ use rustix::mount::MountAttrFlags;
 use rustix::mount::MountFlags;
 use rustix::mount::MoveMountFlags;
 use rustix::mount::OpenTreeFlags;
+use rustix::mount::UnmountFlags;
 use rustix::thread::UnshareFlags;
 
 use super::SnapshotError;
@@ -121,7 +123,24 @@ impl Overlay {
             Err(MountFailed::Io(error)) => Err(error),
             Ok(()) => Ok(()),
         };
-        mounted.map_err(SnapshotError::io("mount overlay on", target))
+        mounted.and_then(|()| self.check(target)).map_err(SnapshotError::io("mount overlay on", target))
+    }
+
+    /// The kernel mounts an overlay read-only if it can't make a directory in the working directory, for want of space
+    /// for example, and says so in its log alone. Such a mount is undone.
+    fn check(&self, target: &Path) -> io::Result<()> {
+        let Some((upper, _)) = &self.upper else { return Ok(()) };
+        let is_read_only = |path: &Path| -> io::Result<bool> {
+            Ok(rustix::fs::statvfs(path)?.f_flag.contains(StatVfsMountFlags::RDONLY))
+        };
+        if !is_read_only(target)? {
+            return Ok(());
+        }
+        rustix::mount::unmount(target, UnmountFlags::DETACH)?;
+        Err(match is_read_only(upper)? {
+            true => io::ErrorKind::ReadOnlyFilesystem.into(),
+            false => io::ErrorKind::StorageFull.into(),
+        })
     }
 
     /// Every directory is an option of its own, so their number and length don't matter.
@@ -214,7 +233,7 @@ pub(super) fn bind_read_only(source: &Path, target: &Path) -> rustix::io::Result
     attach(tree.as_fd(), target)?;
     let flags = MountFlags::RDONLY | MountFlags::BIND;
     rustix::mount::mount_remount(target, flags, c"").inspect_err(|_| {
-        let _ = rustix::mount::unmount(target, rustix::mount::UnmountFlags::DETACH);
+        let _ = rustix::mount::unmount(target, UnmountFlags::DETACH);
     })
 }
 

@@ -268,6 +268,24 @@ async fn a_full_disk_is_said_to_be_full_and_leaves_nothing() {
     }
 }
 
+#[test]
+fn an_overlay_that_the_kernel_makes_read_only_for_want_of_space_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let flags = rustix::mount::MountFlags::empty();
+    // The root and the four below it.
+    rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, Some(c"nr_inodes=5")).expect("a tmpfs");
+    let [lower, upper, work, merged] = ["lower", "upper", "work", "merged"].map(|name| dir.path().join(name));
+    [&lower, &upper, &work, &merged].into_iter().for_each(|dir| fs::create_dir(dir).expect("made"));
+    let refused = Overlay { lower: vec![lower], upper: Some((upper, work)) }.mount(&merged);
+    let below = stale::below(dir.path()).expect("mounts");
+    rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).expect("unmounted");
+    assert!(matches!(refused, Err(SnapshotError::NoSpace)), "{refused:?}");
+    assert!(below.is_empty(), "{below:?}");
+}
+
 /// A power cut keeps the names of files that were written last, and loses their content.
 #[tokio::test]
 async fn what_a_power_cut_left_half_written_goes() {
