@@ -35,6 +35,7 @@
 //! which finds them after a crash as well. A state whose files may have gone with the power is not given to anybody:
 //! `durable.rs`.
 
+mod adopt;
 mod collect;
 mod diff;
 mod durable;
@@ -87,6 +88,7 @@ use crate::snapshot::Snapshotter;
 use crate::task::TaskFailed;
 use crate::task::Tasks;
 
+pub use adopt::UnpackedAlone;
 pub use filter::Filter;
 pub use filter::InvalidFilter;
 pub use images::ImageList;
@@ -184,10 +186,10 @@ pub enum CacheError {
     Locked { id: RecordId },
     #[error("the files of {id} are still mounted")]
     Busy { id: RecordId },
-    /// The layer has no entries for the directories `implied`; if there are none, it links to files of the
-    /// layers below it.
+    /// The layer has no entries for some directories; if it was not unpacked at all, it links to files of the layers
+    /// below it.
     #[error("layer {digest} can't be unpacked without what is below it")]
-    NeedsLower { digest: Digest, implied: Arc<[PathBuf]> },
+    NeedsLower { digest: Digest, unpacked: Option<Arc<UnpackedAlone>> },
     #[error("layer {digest} unpacks to {actual} instead of {expected}")]
     WrongDiffId { digest: Digest, expected: DiffId, actual: DiffId },
     #[error("layer {digest} can't be unpacked: {source}")]

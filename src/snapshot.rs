@@ -31,6 +31,7 @@ pub use apply::Applied;
 pub use apply::ApplyError;
 pub use apply::ApplyOptions;
 pub use apply::WhiteoutStyle;
+pub use apply::adopt;
 pub use apply::apply;
 pub use boot::BootId;
 pub use diff::Change;

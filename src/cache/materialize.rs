@@ -72,7 +72,7 @@ pub(super) const MAX_PARTS: usize = 32 << 20;
 
 /// What is shared by those who make states into files.
 pub(super) struct Materializer {
-    unpacking: Flights<SnapshotKey, (), Result<(), CacheError>>,
+    pub(super) unpacking: Flights<SnapshotKey, (), Result<(), CacheError>>,
     mounting: Flights<RecordId, (), Result<Arc<Tree>, CacheError>>,
     /// States that are mounted to be read.
     trees: Mutex<HashMap<RecordId, Weak<Tree>>>,
@@ -217,23 +217,20 @@ impl Cache {
             .map(|(part, chain)| {
                 let made = self.part_snapshot(ctx, part, *chain, handlers);
                 let made = made.map(|made| match made {
-                    Err(CacheError::NeedsLower { .. }) => Ok(None),
-                    made => made.map(Some),
+                    Err(CacheError::NeedsLower { unpacked, .. }) => Ok(Err(unpacked)),
+                    made => made.map(Ok),
                 });
                 made.boxed()
             })
             .collect();
-        let holds: Vec<Option<Arc<SnapshotHold>>> =
+        let holds: Vec<Result<Arc<SnapshotHold>, _>> =
             stream::iter(making).buffered(CONCURRENT).try_collect().await?;
-        if holds.iter().all(Option::is_some) {
-            return Ok(holds.into_iter().flatten().collect());
-        }
-        // Some layer needs what is below it: it is unpacked once that is there.
+        // Some layer may need what is below it, and comes to lie on that once it is there.
         let mut below: Vec<Arc<SnapshotHold>> = Vec::with_capacity(parts.len());
         for ((part, here), hold) in parts.iter().zip(chains).zip(holds) {
             let hold = match (hold, &part.set) {
-                (Some(hold), _) => hold,
-                (None, ChangeSet::Blob(layer)) => {
+                (Ok(hold), _) => hold,
+                (Err(unpacked), ChangeSet::Blob(layer)) => {
                     let target = Target {
                         key: chain_key(here),
                         of: Content::Chain(part.record),
@@ -242,9 +239,9 @@ impl Cache {
                         alone: false,
                         index: Some(Of::Chain(here)),
                     };
-                    self.unpack_into(ctx, layer, handlers, target).await?
+                    self.lay_over(ctx, layer, handlers, target, unpacked).await?
                 }
-                (None, ChangeSet::Made(_)) => return Err(CacheError::NotFound { id: part.record }),
+                (Err(_), ChangeSet::Made(_)) => return Err(CacheError::NotFound { id: part.record }),
             };
             below.push(hold);
         }
@@ -414,7 +411,7 @@ impl Cache {
     }
 
     /// Notes that there is an index of a layer, for those who may have its blob where it was had.
-    fn note_index(&self, index: Option<Of>, layer: &Layer) -> Result<(), CacheError> {
+    pub(super) fn note_index(&self, index: Option<Of>, layer: &Layer) -> Result<(), CacheError> {
         let Some(of) = index else { return Ok(()) };
         let stat = self.0.content.stat(&layer.blob.digest)?;
         let origins = stat.map(|stat| stat.origins).unwrap_or_default();
@@ -467,7 +464,13 @@ impl Cache {
                     (false, false) => Below::Tree(cache.view(target.lower).await?),
                 };
                 let active = snapshots.prepare(snapshots.passing("new"), target.parents).await?;
-                fill(active.key().clone(), below, token).await?;
+                match fill(active.key().clone(), below, token).await {
+                    Err(CacheError::NeedsLower { digest, unpacked: Some(alone) }) => {
+                        alone.keep(active);
+                        return Err(CacheError::NeedsLower { digest, unpacked: Some(alone) });
+                    }
+                    filled => filled?,
+                }
                 snapshots.commit(&target.key, active.key(), target.of, |_| Ok(())).await?;
                 active.settle();
                 Ok(())

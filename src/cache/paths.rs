@@ -373,20 +373,21 @@ impl Cache {
     ) -> BoxFuture<'a, Result<Arc<SnapshotHold>, CacheError>> {
         let part = &parts[layer];
         let opened = async move {
-            let implied = match self.part_snapshot(ctx, part, chains[layer], handlers).await {
+            let unpacked = match self.part_snapshot(ctx, part, chains[layer], handlers).await {
                 Ok(hold) => return Ok(hold),
-                Err(CacheError::NeedsLower { implied, .. }) => implied,
+                Err(CacheError::NeedsLower { unpacked, .. }) => unpacked,
                 Err(error) => return Err(error),
             };
             let Some(blob) = part.blob() else { return Err(CacheError::NotFound { id: part.record }) };
             let below = &parts[..layer];
-            let lower = if implied.is_empty() {
+            let lower = match &unpacked {
                 // It links to files of layers below, whichever these are.
-                self.stand_on(ctx, below, handlers).await?
-            } else {
-                let look = |path: &PathBuf| Look { to_change: true, ..Look::at(path) };
-                let looks: Vec<Look> = implied.iter().map(look).collect();
-                self.stand_on_paths(ctx, below, handlers, &looks).await?
+                None => self.stand_on(ctx, below, handlers).await?,
+                Some(alone) => {
+                    let look = |path: &PathBuf| Look { to_change: true, ..Look::at(path) };
+                    let looks: Vec<Look> = alone.implied().iter().map(look).collect();
+                    self.stand_on_paths(ctx, below, handlers, &looks).await?
+                }
             };
             let target = Target {
                 key: chain_key(chains[layer]),
@@ -396,7 +397,7 @@ impl Cache {
                 alone: false,
                 index: Some(Of::Chain(chains[layer])),
             };
-            self.unpack_into(ctx, blob, handlers, target).await
+            self.lay_over(ctx, blob, handlers, target, unpacked).await
         };
         opened.boxed()
     }

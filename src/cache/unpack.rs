@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Cache;
 use super::CacheError;
+use super::adopt::UnpackedAlone;
 use super::indexes::Known;
 use super::indexes::Of;
 use super::materialize::Target;
@@ -108,7 +109,7 @@ impl Cache {
         let work = self.0.tasks.spawn_blocking("unpack layer", move || {
             let unpack = |source: ApplyError| match source {
                 ApplyError::NeedsLower { .. } if matches!(below, Below::Unknown) => {
-                    CacheError::NeedsLower { digest, implied: Arc::default() }
+                    CacheError::NeedsLower { digest, unpacked: None }
                 }
                 source => CacheError::Unpack { digest, source: Arc::new(source) },
             };
@@ -123,15 +124,14 @@ impl Cache {
             let options = ApplyOptions { style, lower: lower.as_ref(), limits: Limits::default() };
             let applied = apply(&root, &options, reader).map_err(unpack)?;
             drop((root, mounted));
-            if matches!((&below, style), (Below::Unknown, WhiteoutStyle::Overlay))
-                && !applied.implied.is_empty()
-            {
-                // Those directories would hide the owners and modes of the ones below.
-                return Err(CacheError::NeedsLower { digest, implied: applied.implied.into() });
-            }
             match expected {
                 Some(Expected { diff_id, .. }) if applied.diff_id != diff_id => {
                     Err(CacheError::WrongDiffId { digest, expected: diff_id, actual: applied.diff_id })
+                }
+                // Those directories would hide the owners and modes of the ones below.
+                _ if !applied.implied.is_empty() && matches!(below, Below::Unknown) => {
+                    let alone = UnpackedAlone::new(applied.implied, applied.index);
+                    Err(CacheError::NeedsLower { digest, unpacked: Some(Arc::new(alone)) })
                 }
                 Some(Expected { index: Some(of), .. }) if style == WhiteoutStyle::Overlay => {
                     indexes.write(&Known { of, blob: digest, index: applied.index });

@@ -23,6 +23,7 @@
 //! The source's error ends it, and leaves a part of the layer for the caller to remove. An error of the
 //! layer is returned once the read that is under way has returned.
 
+mod adopt;
 mod make;
 mod place;
 #[cfg(test)]
@@ -47,6 +48,8 @@ use crate::fs::Root;
 use crate::oci::DiffId;
 use crate::oci::Digest;
 use make::Unpacker;
+
+pub use adopt::adopt;
 
 /// What becomes of a layer's whiteouts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
