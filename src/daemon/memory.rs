@@ -21,6 +21,11 @@ const ARENAS: libc::c_int = 2;
 #[cfg(target_env = "gnu")]
 const KEPT: libc::c_int = 512 << 10;
 
+/// Blocks of this size and more are mapped one by one, and their pages come and go with them. The default is less than
+/// the buffers that bytes pass through in hundreds.
+#[cfg(target_env = "gnu")]
+const MAPPED: libc::c_int = 1 << 20;
+
 /// How often the daemon looks at its size.
 #[cfg(target_env = "gnu")]
 const INTERVAL: Duration = Duration::from_secs(3);
@@ -36,6 +41,7 @@ pub(super) fn settle() {
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, ARENAS);
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED);
     }
 }
 
