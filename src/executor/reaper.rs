@@ -4,11 +4,15 @@
 //! plugin's). When those end they stay zombies, as nobody knows of them. Waiting for any child would take exit
 //! codes from those who wait for theirs; but they do so at once, so that a zombie that is seen twice, with time
 //! between, is nobody's.
+//!
+//! # Locking
+//!
+//! One looks at a time, and holds the lock meanwhile: two at the same time would see all twice. Who comes then leaves.
 
 use std::collections::HashSet;
 use std::fs;
 use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::TryLockError;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -30,25 +34,25 @@ struct State {
 }
 
 impl Reaper {
-    /// Looks, if it has not for a while.
+    /// Looks, if nobody has for a while.
     pub fn sweep(&self) {
-        let due = {
-            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.looked.is_none_or(|looked| looked.elapsed() >= INTERVAL)
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
         };
-        if due {
-            self.look(zombies());
+        if state.looked.is_none_or(|looked| looked.elapsed() >= INTERVAL) {
+            state.look(zombies());
         }
     }
+}
 
-    fn look(&self, zombies: HashSet<(i32, u64)>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.looked = Some(Instant::now());
-        let abandoned: Vec<_> = zombies.intersection(&state.seen).copied().collect();
-        state.seen = zombies;
-        drop(state);
-        for (pid, _) in abandoned {
-            if let Some(pid) = Pid::from_raw(pid) {
+impl State {
+    fn look(&mut self, zombies: HashSet<(i32, u64)>) {
+        self.looked = Some(Instant::now());
+        let seen = std::mem::replace(&mut self.seen, zombies);
+        for (pid, _) in self.seen.intersection(&seen) {
+            if let Some(pid) = Pid::from_raw(*pid) {
                 let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
             }
         }
@@ -87,11 +91,35 @@ mod tests {
             std::thread::yield_now();
         }
         let reaper = Reaper::default();
-        reaper.look(own());
+        let look = || reaper.state.lock().expect("no panic").look(own());
+        look();
         assert!(!own().is_empty(), "seen once: somebody may be about to wait");
         reaper.sweep();
         assert!(!own().is_empty(), "no time has passed");
-        reaper.look(own());
+        look();
         assert!(own().is_empty());
+    }
+
+    #[test]
+    #[expect(clippy::zombie_processes, reason = "it is waited for as the kernel has it")]
+    fn those_who_look_at_the_same_time_collect_nothing() {
+        let child = std::process::Command::new("true").spawn().expect("a child");
+        let pid = i32::try_from(child.id()).expect("a PID");
+        while !zombies().iter().any(|(zombie, _)| *zombie == pid) {
+            std::thread::yield_now();
+        }
+        for _ in 0..20 {
+            let (reaper, start) = (Reaper::default(), std::sync::Barrier::new(8));
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        start.wait();
+                        reaper.sweep();
+                    });
+                }
+            });
+        }
+        let status = rustix::process::waitpid(Pid::from_raw(pid), WaitOptions::NOHANG);
+        assert!(status.expect("it is there to be waited for").is_some());
     }
 }
