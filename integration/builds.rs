@@ -1,7 +1,7 @@
 //! Whole builds through the real `buildctl`: commands and files over lazy bases, counted at the registry.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
@@ -43,9 +43,13 @@ fn layer_gets(registry: &TestRegistry, image: &Image) -> usize {
 
 /// The regular files of an archive that the `tar` exporter wrote.
 pub fn files(archive: &Path) -> BTreeMap<String, String> {
+    files_in(std::fs::File::open(archive).expect("an archive"))
+}
+
+/// The regular files of an uncompressed archive.
+pub fn files_in(tar: impl Read) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
-    let mut archive = tar::Archive::new(std::fs::File::open(archive).expect("an archive"));
-    for entry in archive.entries().expect("entries") {
+    for entry in tar::Archive::new(tar).entries().expect("entries") {
         let mut entry = entry.expect("an entry");
         if entry.header().entry_type().is_file() {
             let path = entry.path().expect("a path").display().to_string();

@@ -15,7 +15,7 @@ use crate::harness::TestRegistry;
 use crate::harness::buildctl::Buildctl;
 use crate::harness::daemon::Daemon;
 use crate::harness::digest::sha256;
-use crate::harness::leaks::snapshots;
+use crate::harness::leaks::prune_files;
 use crate::harness::llb;
 use crate::harness::llb::State;
 use crate::harness::registry::How;
@@ -108,14 +108,7 @@ impl Fixture {
         let layer = image.layer_digests()[0].to_owned();
         let f = Fixture { layer, registry, daemon, client };
         f.files_of(&f.base()).await;
-        // What was in use a moment ago may be held a moment longer, and then stays until the next time.
-        for _ in 0..200 {
-            f.client.run(["prune"], b"").await.success();
-            if snapshots(&f.daemon).is_empty() {
-                break;
-            }
-        }
-        assert_eq!(snapshots(&f.daemon), [""; 0]);
+        prune_files(&f.client, &f.daemon).await;
         f.registry.forget();
         Some(f)
     }

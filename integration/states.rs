@@ -7,11 +7,11 @@ mod native;
 mod power;
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::Path;
 
 use tonic::Status;
 
+use crate::builds::files_in;
 use crate::harness::Attachables;
 use crate::harness::Build;
 use crate::harness::Client;
@@ -108,9 +108,7 @@ impl Site {
             let blob =
                 self.target.blob("copy", digest).unwrap_or_else(|| panic!("{at}: {digest} is not there"));
             let bytes: Vec<u8> = blob.read(0, blob.len()).flat_map(|chunk| chunk.to_vec()).collect();
-            let mut tar = Vec::new();
-            flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_end(&mut tar).expect("a gzip'd layer");
-            files.extend(files_in(&tar));
+            files.extend(files_in(flate2::read::MultiGzDecoder::new(&bytes[..])));
         }
         for (name, text) in [("ran", "below\nran\n"), ("made", "made\n")] {
             assert_eq!(files.get(name).map(String::as_str), Some(text), "{at}: {name} of {:?}", files.keys());
@@ -125,22 +123,7 @@ pub async fn files_of(client: &Client, state: &State) -> Result<BTreeMap<String,
     outcome.response?;
     let received = outcome.session.received(0).expect("an archive");
     assert!(received.whole);
-    Ok(files_in(&received.bytes))
-}
-
-/// The regular files of an uncompressed archive.
-fn files_in(tar: &[u8]) -> BTreeMap<String, String> {
-    let mut files = BTreeMap::new();
-    for entry in tar::Archive::new(tar).entries().expect("entries") {
-        let mut entry = entry.expect("an entry");
-        if entry.header().entry_type().is_file() {
-            let path = entry.path().expect("a path").display().to_string();
-            let mut text = Vec::new();
-            entry.read_to_end(&mut text).expect("its bytes");
-            files.insert(path, String::from_utf8_lossy(&text).into_owned());
-        }
-    }
-    files
+    Ok(files_in(&received.bytes[..]))
 }
 
 pub fn is_cached(outcome: &Outcome, state: &State) -> bool {

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 use std::time::Instant;
 
+use super::buildctl::Buildctl;
 use super::client::Client;
 use super::daemon::Daemon;
 
@@ -76,6 +77,18 @@ pub fn snapshots(daemon: &Daemon) -> Vec<String> {
         }
     }
     found
+}
+
+/// Prunes until nothing has files here. What was in use a moment ago may be held a moment longer, and then stays until
+/// the next time. Panics with what stays.
+pub async fn prune_files(client: &Buildctl, daemon: &Daemon) {
+    for _ in 0..200 {
+        client.run(["prune"], b"").await.success();
+        if snapshots(daemon).is_empty() {
+            return;
+        }
+    }
+    assert_eq!(snapshots(daemon), [""; 0]);
 }
 
 fn left_on_disk(daemon: &Daemon) -> Vec<String> {

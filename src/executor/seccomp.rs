@@ -6,6 +6,7 @@
 //! milliseconds: one that the kernel runs no programs of is not in the list.
 
 use std::env::consts::ARCH;
+use std::sync::LazyLock;
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::Arch;
@@ -140,16 +141,31 @@ fn architectures() -> Vec<Arch> {
     }
 }
 
-/// Whether the kernel has the x32 ABI, which few do: its system calls have a bit that the others have not.
-#[cfg(target_arch = "x86_64")]
+/// Whether the kernel has the x32 ABI, which few do: its system calls have a bit that the others have not. A daemon that
+/// is filtered itself does not ask, as its filter may kill who does; it is taken for one that has.
 fn runs_x32() -> bool {
+    static KNOWN: LazyLock<bool> = LazyLock::new(|| {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+        is_filtered(&status) || answers_x32()
+    });
+    *KNOWN
+}
+
+/// Whether a thread with this `proc_pid_status(5)` has a filter of system calls, as far as that can be told.
+fn is_filtered(status: &str) -> bool {
+    let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:"));
+    mode.is_none_or(|mode| mode.trim() != "0")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn answers_x32() -> bool {
     const X32_BIT: libc::c_long = 0x4000_0000;
     // SAFETY: `getpid` of the other ABI has no arguments and no effect. A kernel without it answers `ENOSYS`.
     unsafe { libc::syscall(libc::SYS_getpid | X32_BIT) >= 0 }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn runs_x32() -> bool {
+fn answers_x32() -> bool {
     false
 }
 
@@ -161,5 +177,24 @@ fn architecture_calls() -> &'static str {
         "s390x" => "s390_pci_mmio_read s390_pci_mmio_write s390_runtime_instr",
         "powerpc64" => "sync_file_range2 swapcontext",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_filtered_or_can_not_tell_does_not_ask_the_kernel() {
+        assert!(!is_filtered("Name:\tthunkd\nSeccomp:\t0\nSeccomp_filters:\t0\n"));
+        assert!(is_filtered("Name:\tthunkd\nSeccomp:\t2\nSeccomp_filters:\t1\n"));
+        assert!(is_filtered("Name:\tthunkd\n") && is_filtered(""));
+    }
+
+    #[test]
+    fn the_profile_has_the_abi_of_this_machine_and_x32_only_if_it_runs() {
+        let archs = architectures();
+        assert_eq!(archs.contains(&Arch::ScmpArchX32), ARCH == "x86_64" && runs_x32());
+        assert_eq!(archs.first() == Some(&Arch::ScmpArchX86_64), ARCH == "x86_64");
     }
 }
