@@ -94,6 +94,30 @@ pub struct CopyFiles {
     pub replace: bool,
 }
 
+#[cfg(test)]
+impl CopyFiles {
+    /// Without any attribute, and with the directories that the destination lacks.
+    pub(in super::super) fn plain(from: FileInput, src: &str, dest: &str) -> CopyFiles {
+        CopyFiles {
+            from,
+            src: src.to_owned(),
+            dest: dest.to_owned(),
+            owner: None,
+            mode: CopyMode::Keep,
+            follow_symlink: false,
+            contents_only: false,
+            unpack: false,
+            create_dest_path: true,
+            wildcard: Wildcard::No,
+            timestamp: None,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            required: Vec::new(),
+            replace: false,
+        }
+    }
+}
+
 /// Whether the source is a pattern.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wildcard {

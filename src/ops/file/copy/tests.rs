@@ -14,23 +14,7 @@ struct Fixture {
 }
 
 fn plain(src: &str, dest: &str) -> CopyFiles {
-    CopyFiles {
-        from: FileInput::Scratch,
-        src: src.to_owned(),
-        dest: dest.to_owned(),
-        owner: None,
-        mode: CopyMode::Keep,
-        follow_symlink: false,
-        contents_only: false,
-        unpack: false,
-        create_dest_path: true,
-        wildcard: Wildcard::No,
-        timestamp: None,
-        include: vec![],
-        exclude: vec![],
-        required: vec![],
-        replace: false,
-    }
+    CopyFiles::plain(FileInput::Scratch, src, dest)
 }
 
 fn texts(texts: &[&str]) -> Vec<String> {

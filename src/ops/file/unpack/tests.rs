@@ -6,10 +6,8 @@ use crate::archive::Compression;
 use crate::archive::Encoder;
 use crate::archive::Writer;
 use crate::ops::file::copy::copy;
-use crate::ops::op::CopyMode;
 use crate::ops::op::FileInput;
 use crate::ops::op::Timestamp;
-use crate::ops::op::Wildcard;
 
 fn archive(entries: &[(Entry, &[u8])], compression: Compression) -> Vec<u8> {
     let mut writer = Writer::new(Encoder::new(Vec::new(), compression, None).unwrap());
@@ -38,21 +36,9 @@ fn add(bytes: &[u8], to: &Path, dest: &str, owner: Option<fs_owner::Owner>) -> R
     let from = tempfile::tempdir().unwrap();
     fs::write(from.path().join("a.bin"), bytes).unwrap();
     let what = CopyFiles {
-        from: FileInput::Scratch,
-        src: "/a.bin".into(),
-        dest: dest.into(),
-        owner: None,
-        mode: CopyMode::Keep,
-        follow_symlink: false,
-        contents_only: false,
         unpack: true,
-        create_dest_path: true,
-        wildcard: Wildcard::No,
         timestamp: Some(Timestamp(9_000_000_000)),
-        include: vec![],
-        exclude: vec![],
-        required: vec![],
-        replace: false,
+        ..CopyFiles::plain(FileInput::Scratch, "/a.bin", dest)
     };
     let (from, to) = (Root::open(from.path()).unwrap(), Root::open(to).unwrap());
     copy(&from, &to, &what, owner, &CancellationToken::new())
