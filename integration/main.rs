@@ -22,5 +22,6 @@ mod paths;
 mod ranges;
 mod registry;
 mod restart;
+mod root_files;
 mod same_bytes;
 mod states;

@@ -100,6 +100,7 @@ pub use mutable::MutableOptions;
 pub use mutable::MutableRef;
 pub use paths::Look;
 pub use paths::Pattern;
+pub use paths::Strange;
 pub use paths::Want;
 pub use prune::PruneOptions;
 pub use record::BlobChainId;

@@ -30,6 +30,7 @@ use super::Cache;
 use super::CacheError;
 use super::ImmutableRef;
 use super::Look;
+use super::Strange;
 use super::live::Hold;
 use super::materialize::Tree;
 use super::record::BY_KEY;
@@ -72,6 +73,8 @@ pub struct MutableOptions {
     /// show, and layers that say nothing of these paths are not made files. Ignored where the snapshotter can't
     /// put layers on top of each other.
     pub looks: Option<Vec<Look>>,
+    /// What to do about layers that decide what is at these paths, and that nobody here knows.
+    pub strange: Strange,
 }
 
 /// Kept file systems that somebody has.
@@ -137,7 +140,8 @@ impl Cache {
         let snapshots = &self.0.snapshots;
         let holds = match (parent, &options.looks) {
             (Some(parent), Some(looks)) if parent.can_be_partial()? => {
-                Box::pin(self.stand_on_paths(ctx, parent.parts(), parent.handlers(), looks)).await?
+                let (parts, handlers) = (parent.parts(), parent.handlers());
+                Box::pin(self.stand_on_paths(ctx, parts, handlers, looks, options.strange)).await?
             }
             (Some(parent), _) => Box::pin(self.stand_on(ctx, parent.parts(), parent.handlers())).await?,
             (None, _) => Vec::new(),
@@ -234,6 +238,7 @@ impl Cache {
             keys: row.keys,
             keep: true,
             looks: None,
+            strange: Strange::Open,
         };
         Ok(MutableRef {
             inner: Some(Box::new(Inner {

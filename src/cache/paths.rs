@@ -111,10 +111,32 @@ pub struct Look {
 pub enum Want {
     /// What is there; of a directory, itself and nothing in it.
     Entry,
+    /// A directory, itself and nothing in it. Anything else is going to be replaced: it may be missing.
+    Directory,
     /// What is there, and all that is in it.
     Tree,
     /// All beneath the path that matches, each with what is in it.
     Matching(Pattern),
+}
+
+impl Want {
+    /// True if it is of what is in a directory.
+    fn has_contents(&self) -> bool {
+        match self {
+            Want::Entry | Want::Directory => false,
+            Want::Tree | Want::Matching(_) => true,
+        }
+    }
+}
+
+/// What becomes of layers that nobody here knows anything of, if a look depends on them.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Strange {
+    /// They are fetched and opened.
+    #[default]
+    Open,
+    /// They stay where they are, and nothing is at any of the paths that are looked at.
+    Empty,
 }
 
 /// A pattern for paths, and for the directories on the way to what it matches.
@@ -170,7 +192,8 @@ impl ImmutableRef {
         if !self.can_be_partial()? {
             return self.mount(ctx).await;
         }
-        let holds = cache.stand_on_paths(ctx, self.parts(), self.handlers(), looks).await?;
+        let (parts, handlers) = (self.parts(), self.handlers());
+        let holds = cache.stand_on_paths(ctx, parts, handlers, looks, Strange::Open).await?;
         if holds.len() == self.parts().len() && !holds.iter().any(|hold| is_part(hold.key())) {
             return self.mount(ctx).await;
         }
@@ -197,10 +220,11 @@ impl Cache {
         parts: &[Part],
         handlers: &DescHandlers,
         looks: &[Look],
+        strange: Strange,
     ) -> Result<Vec<Arc<SnapshotHold>>, CacheError> {
         let mut states = vec![State::Unseen; parts.len()];
         let chains = chains(parts);
-        let looks: Arc<[Look]> = looks.into();
+        let mut looks: Arc<[Look]> = looks.into();
         // The root's own attributes are those of what is on top, which costs nothing if it was made here.
         let top = parts.last().filter(|part| matches!(part.set, ChangeSet::Made(_)));
         let top = top.map(|_| parts.len() - 1);
@@ -233,9 +257,20 @@ impl Cache {
                 wanted.iter().copied().filter(|layer| matches!(states[*layer], State::Unseen)).collect();
             // What is here costs less than what is not, and may decide as much.
             for &layer in &unseen {
-                states[layer] = self.see(ctx, &parts[layer], chains[layer], handlers).await?;
+                states[layer] = match self.see(ctx, &parts[layer], chains[layer], handlers).await {
+                    // Whoever asks may not know.
+                    Err(CacheError::Fetch(FetchError::Cancelled { .. })) => {
+                        return Err(CacheError::Cancelled);
+                    }
+                    Err(CacheError::Fetch(_)) if strange == Strange::Empty => State::Closed,
+                    seen => seen?,
+                };
             }
             if !unseen.is_empty() {
+                continue;
+            }
+            if strange == Strange::Empty && decided.is_none() {
+                looks = Arc::new([]);
                 continue;
             }
             let opening: Vec<_> = wanted
@@ -386,7 +421,7 @@ impl Cache {
                 Some(alone) => {
                     let look = |path: &PathBuf| Look { to_change: true, ..Look::at(path) };
                     let looks: Vec<Look> = alone.implied().iter().map(look).collect();
-                    self.stand_on_paths(ctx, below, handlers, &looks).await?
+                    self.stand_on_paths(ctx, below, handlers, &looks, Strange::Open).await?
                 }
             };
             let target = Target {

@@ -6,7 +6,7 @@
 //! # Lazy bases
 //!
 //! A base whose bytes are elsewhere is not fetched for changes that are the same on any base: [`blind`] says which
-//! these are. Everything else looks into its base at the paths that it changes, which [`onto`] lists: only layers
+//! these are, and when they look all the same. Everything else looks into its base at the paths that it changes, which [`onto`] lists: only layers
 //! that cover these are made here. What is copied from is read as [`Reads`] says.
 //!
 //! # Cache keys
@@ -54,6 +54,7 @@ use crate::cache::ImmutableRef;
 use crate::cache::Look;
 use crate::cache::MutableOptions;
 use crate::cache::MutableRef;
+use crate::cache::Strange;
 use crate::cache::Tree;
 use crate::ctx::Ctx;
 use crate::fs::FsError;
@@ -303,21 +304,26 @@ impl Run<'_> {
             },
         };
         let description = if self.name.is_empty() { "fileop target" } else { self.name };
-        let looks = match &parent {
+        let (looks, strange) = match &parent {
             Some(parent) => Box::pin(self.looks(index, parent)).await?,
-            None => None,
+            None => (None, Strange::Open),
         };
-        let options =
-            MutableOptions { description: description.to_owned(), looks, ..MutableOptions::default() };
+        let description = description.to_owned();
+        let options = MutableOptions { description, looks, strange, ..MutableOptions::default() };
         let made = self.cache.create(self.ctx, parent.as_ref(), options).await;
         made.map_err(|error| self.input_failed(index, input, error))
     }
 
     /// What the action, and those that go on where it ends, look at of a base that is elsewhere; `None` is all of
-    /// it.
-    async fn looks(&self, index: usize, parent: &ImmutableRef) -> Result<Option<Vec<Look>>, OpError> {
+    /// it. And what of the layers that nobody knows.
+    async fn looks(
+        &self,
+        index: usize,
+        parent: &ImmutableRef,
+    ) -> Result<(Option<Vec<Look>>, Strange), OpError> {
+        const ALL: (Option<Vec<Look>>, Strange) = (None, Strange::Open);
         if !parent.can_be_partial().map_err(|error| self.failed(index, error))? {
-            return Ok(None);
+            return Ok(ALL);
         }
         let presence = self.cache.presence(&parent.id()).map_err(|error| self.failed(index, error))?;
         let elsewhere = presence.is_some_and(|presence| presence.resident < presence.layers);
@@ -326,7 +332,7 @@ impl Run<'_> {
         while let Some(index) = chain {
             // A link that was made leads to paths that nobody has asked for.
             if before.links {
-                return Ok(None);
+                return Ok(ALL);
             }
             let action = &self.op.actions[index];
             blind &= blind::may_be(&action.change);
@@ -334,7 +340,7 @@ impl Run<'_> {
                 FileChange::Copy(copy) => {
                     // What is made by another action of the op may not be there yet.
                     if matches!(copy.from, FileInput::Action(_)) {
-                        return Ok(None);
+                        return Ok(ALL);
                     }
                     let files = self.files(index, copy.from, copied(copy)).await?;
                     let (tree, asked) = (Arc::clone(&files.tree), CopyFiles::clone(copy));
@@ -342,11 +348,11 @@ impl Run<'_> {
                     let looked = self.tasks.spawn_blocking("file action", look).await;
                     let copied = match looked.map_err(|error| self.failed(index, error))? {
                         Ok(Some(copied)) => copied,
-                        Ok(None) => return Ok(None),
+                        Ok(None) => return Ok(ALL),
                         // It will fail in its turn.
                         Err(_) => {
                             looks.push(onto::destination(copy));
-                            return Ok(Some(looks));
+                            return Ok((Some(looks), Strange::Open));
                         }
                     };
                     blind &= copied.only_files;
@@ -354,7 +360,7 @@ impl Run<'_> {
                     looks.extend(copied.looks);
                 }
                 change => {
-                    let Some(look) = onto::look(change) else { return Ok(None) };
+                    let Some(look) = onto::look(change) else { return Ok(ALL) };
                     before = onto::Makes { links: matches!(change, FileChange::Symlink(_)) };
                     looks.push(look);
                 }
@@ -366,7 +372,7 @@ impl Run<'_> {
                 _ => None,
             };
         }
-        Ok(Some(if blind { Vec::new() } else { looks }))
+        Ok((Some(looks), if blind { Strange::Empty } else { Strange::Open }))
     }
 
     /// The files of something that is only read, where `reads` says.

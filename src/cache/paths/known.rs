@@ -111,7 +111,7 @@ impl Known {
 /// True if a look at what is in `directory` sees an entry that is beneath it.
 pub(super) fn is_looked_at(entry: &IndexEntry, directory: &[u8], look: &Look) -> bool {
     match &look.want {
-        Want::Entry => false,
+        Want::Entry | Want::Directory => false,
         Want::Tree => true,
         Want::Matching(pattern) => {
             let path = relative(&entry.path, directory);

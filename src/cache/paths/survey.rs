@@ -84,7 +84,7 @@ impl Surveyor<'_> {
                 resolved.push(name);
             }
             let is_last = pending.is_empty();
-            let contents = (is_last && !matches!(look.want, Want::Entry)).then_some(number);
+            let contents = (is_last && look.want.has_contents()).then_some(number);
             self.spots.insert(Spot { path: resolved.join(&b'/'), contents });
             match self.descend(&resolved, is_last, look)? {
                 End::Unknown | End::Leaf => return Ok(()),
@@ -112,7 +112,7 @@ impl Surveyor<'_> {
 
     /// Walks a path without `..` in each layer. `is_last` says that the path of the look ends there.
     fn descend(&mut self, names: &[Vec<u8>], is_last: bool, look: &Look) -> Result<End, FsError> {
-        let contents = is_last && !matches!(look.want, Want::Entry);
+        let contents = is_last && look.want.has_contents();
         // How far there are directories, and the layer that has the attributes of each.
         let mut directories: Vec<usize> = Vec::new();
         let mut end = End::Nothing;
@@ -167,7 +167,11 @@ impl Surveyor<'_> {
                 }
             }
             if !matches!(end, End::Nothing) {
-                self.needed.insert(layer);
+                let replaced = is_last && reached + 1 == names.len() && matches!(look.want, Want::Directory);
+                match end {
+                    End::Leaf if replaced => self.hiding.push((layer, path)),
+                    _ => drop(self.needed.insert(layer)),
+                }
                 break;
             }
             if contents && reached == names.len() && known.counts_in(&path, look) {

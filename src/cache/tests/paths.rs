@@ -162,7 +162,7 @@ pub(super) fn seen(root: &Root, look: &Look) -> String {
         (Ok(Some(meta)), Ok(resolved)) => match &look.want {
             _ if !meta.is_dir() => one(&mut seen, root, &resolved, &meta),
             Want::Entry if resolved.as_os_str().is_empty() => {}
-            Want::Entry => one(&mut seen, root, &resolved, &meta),
+            Want::Entry | Want::Directory => one(&mut seen, root, &resolved, &meta),
             Want::Tree => all(&mut seen, root, &resolved, |_| true),
             Want::Matching(pattern) => all(&mut seen, root, &resolved, |path| pattern.matches_beneath(path)),
         },

@@ -97,7 +97,7 @@ pub(super) fn copy(from: &Root, copy: &CopyFiles) -> Result<Option<Onto>, FileEr
         let name = base_name(source).map(PathBuf::from).unwrap_or_default();
         if !meta.is_dir() {
             onto.makes.links |= meta.is_symlink();
-            paths.push(name);
+            paths.push((name, Want::Directory));
             continue;
         }
         onto.only_files = false;
@@ -106,15 +106,15 @@ pub(super) fn copy(from: &Root, copy: &CopyFiles) -> Result<Option<Onto>, FileEr
             onto.makes.links |= entry.meta.is_symlink();
             if paths.len() <= MAX_PATHS {
                 // It goes into a directory that is there, and otherwise in its place.
-                paths.extend([name.join(&entry.path), entry.path]);
+                paths.extend([name.join(&entry.path), entry.path].map(|path| (path, Want::Entry)));
             }
         }
     }
     if paths.len() > MAX_PATHS {
         onto.looks.push(Look { want: Want::Tree, ..at(&dest) });
     } else {
-        let inside = paths.iter().filter(|path| !path.as_os_str().is_empty());
-        onto.looks.extend(inside.map(|path| Look { last: Last::Keep, ..at(dest.join(path)) }));
+        let inside = paths.into_iter().filter(|(path, _)| !path.as_os_str().is_empty());
+        onto.looks.extend(inside.map(|(path, want)| Look { want, last: Last::Keep, ..at(dest.join(path)) }));
     }
     Ok(Some(onto))
 }

@@ -14,7 +14,6 @@ use crate::ctx::Ctx;
 use crate::oci::DiffId;
 use crate::oci::Digest;
 use crate::ops::op::CopyFiles;
-use crate::ops::op::CopyMode;
 use crate::ops::op::FileAction;
 use crate::ops::op::FileChange;
 use crate::ops::op::FileInput;
@@ -156,23 +155,8 @@ fn symlink(target: &str, path: &str) -> FileChange {
 }
 
 fn copy(src: &str, dest: &str) -> FileChange {
-    FileChange::Copy(Box::new(CopyFiles {
-        from: SOURCE,
-        src: src.into(),
-        dest: dest.into(),
-        owner: None,
-        mode: CopyMode::Keep,
-        follow_symlink: false,
-        contents_only: false,
-        unpack: false,
-        create_dest_path: true,
-        wildcard: Wildcard::Required,
-        timestamp: None,
-        include: vec![],
-        exclude: vec![],
-        required: vec![],
-        replace: false,
-    }))
+    let copied = CopyFiles { wildcard: Wildcard::Required, ..CopyFiles::plain(SOURCE, src, dest) };
+    FileChange::Copy(Box::new(copied))
 }
 
 fn owned(user: &str, change: FileChange) -> FileChange {
@@ -207,6 +191,68 @@ fn a_change_below_a_directory_opens_the_layers_that_cover_its_path() {
     assert_opens(&base, &source, vec![remove("/etc/f")], 1);
     // What was made may lead anywhere.
     assert_opens(&base, &source, vec![symlink("/z", "/etc/l"), mkfile("/etc/l/f")], 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_file_in_the_root_is_the_same_change_whether_the_base_is_known_or_not() {
+    let f = Fixture::new();
+    let lowest: [Item; 3] = [("d/", ""), ("d/f", "old"), ("other", "o")];
+    let base: [&[Item]; 2] = [&lowest, &[("e/", "")]];
+    let source: [Item; 1] = [("f", "copied")];
+    for change in [mkfile("/f"), mkfile("f"), copy("/f", "/"), copy("/f", "")] {
+        let op = op(vec![change]);
+        let (unknown, opened, whole) = both(&f, &base, &[&source], &op, false).await;
+        assert_eq!((&unknown, opened), (&whole, 0), "{op:?}");
+        let (known, opened, whole) = both(&f, &base, &[&source], &op, true).await;
+        assert_eq!((&known, opened), (&whole, 0), "{op:?}");
+        assert_eq!(known.unwrap(), unknown.unwrap().clone(), "{op:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_in_the_root_of_a_base_that_is_known_opens_what_it_depends_on() {
+    let f = Fixture::new();
+    let lowest: [Item; 4] = [("file", "old"), ("d/", ""), ("d/f", "old"), ("link", "-> d/f")];
+    let base: [&[Item]; 3] = [&lowest, &[("d/", ""), ("dangling", "-> d/new")], &[("top", "")]];
+    let source: [Item; 3] = [("file", "copied"), ("link", "copied"), ("d", "a file")];
+    for (change, opens, fails) in [
+        (mkfile("/file"), 1, false),
+        (mkfile("/link"), 1, false),
+        (mkfile("/dangling"), 0, false),
+        (mkfile("/d"), 0, true),
+        // What gives way may be anything but a directory.
+        (copy("/file", "/"), 0, false),
+        (copy("/link", "/"), 0, false),
+        (copy("/d", "/"), 0, true),
+    ] {
+        let op = op(vec![change]);
+        let (known, opened, whole) = both(&f, &base, &[&source], &op, true).await;
+        assert_eq!(known, whole, "{op:?}");
+        assert_eq!((opened, known.is_err()), (opens, fails), "{op:?}: {known:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_made_on_an_unknown_base_is_known() {
+    let f = Fixture::new();
+    let base = image(&f, &layers_of(&f, &[&[("x", "")]])).await;
+    let inputs = [Some(base)];
+    let made = op(vec![mkfile("/f")]).run(&f.cache, f.tasks(), &Ctx::background(), "", &inputs).await;
+    let made = made.unwrap().remove(0).unwrap();
+    let second = FileChange::MakeFile(MakeFile {
+        path: "/f".into(),
+        mode: 0o777,
+        data: "second".into(),
+        owner: None,
+        timestamp: None,
+    });
+    let again = op(vec![second]).run(&f.cache, f.tasks(), &Ctx::background(), "", &[Some(made)]).await;
+    let again = again.unwrap().remove(0).unwrap();
+    assert_eq!(f.opens(), 0);
+    let tree = again.mount(&Ctx::background()).await.unwrap();
+    let meta = std::fs::metadata(tree.path().join("f")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o777, 0o600);
+    assert_eq!(std::fs::read(tree.path().join("f")).unwrap(), b"second");
 }
 
 const PATHS: [&str; 9] = ["a", "b", "a/a", "a/b", "b/a", "a/a/a", "b/a/b", "c", "c/a"];
@@ -252,6 +298,7 @@ fn changes() -> impl Strategy<Value = Vec<FileChange>> {
         Just(remove("/a/*")),
         (path(), path()).prop_map(|(target, path)| symlink(target, path)),
         (source, path(), prop::bool::ANY, prop::bool::ANY).prop_map(|(src, dest, slash, contents)| {
+            let dest = if dest == "n/n" { "" } else { dest };
             let FileChange::Copy(mut copied) = copy(src, &format!("/{dest}{}", if slash { "/" } else { "" }))
             else {
                 unreachable!("it is a copy")
@@ -281,11 +328,9 @@ fn changes_agree(known: bool) {
     let cases = (prop::collection::vec(items(), 1..5), items(), changes());
     let result = runner.run(&cases, |(base, source, changes)| {
         let base: Vec<&[Item]> = base.iter().map(Vec::as_slice).collect();
-        let is_blind =
-            |change: &FileChange| matches!(change, FileChange::MakeFile(file) if !file.path.contains('/'));
-        let blind = changes.iter().all(is_blind);
+        let blind = !known && changes.iter().all(super::super::blind::may_be);
         let (few, _, whole) = runtime.block_on(both(&f, &base, &[&source], &op(changes), known));
-        // Where nobody looks, a file of the root replaces what is there; see `blind`.
+        // Where nobody knows, nothing is taken to be there; see `blind`.
         if !blind {
             prop_assert_eq!(few, whole);
         }
