@@ -14,7 +14,6 @@
 mod cache_mount;
 mod error;
 mod key;
-mod left;
 mod log;
 mod prepare;
 mod process;
@@ -25,8 +24,6 @@ use std::sync::Arc;
 
 pub use error::ExecOpError;
 pub use key::cache_map;
-pub use left::FailedMounts;
-pub use left::LeftFiles;
 
 use super::graph::Vertex;
 use super::op::ExecOp;

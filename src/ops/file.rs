@@ -6,8 +6,13 @@
 //! # Lazy bases
 //!
 //! A base whose bytes are elsewhere is not fetched for changes that are the same on any base: [`blind`] says which
-//! these are, and when they look all the same. Everything else looks into its base at the paths that it changes, which [`onto`] lists: only layers
-//! that cover these are made here. What is copied from is read as [`Reads`] says.
+//! these are, and when they look all the same. Everything else looks into its base at the paths that it changes, which
+//! [`onto`] lists: only layers that cover these are made here. What is copied from is read as [`Reads`] says.
+//!
+//! # Failures
+//!
+//! The files of an action that failed stay with its error, as it left them, for clients that look why
+//! ([`FailedMounts`]). They are removed with it.
 //!
 //! # Cache keys
 //!
@@ -37,6 +42,8 @@ use super::cache_map::CacheMap;
 use super::cache_map::CacheOpts;
 use super::hash::ContentHasher;
 use super::hash::Selector;
+use super::left::FailedMounts;
+use super::left::LeftFiles;
 use super::op::CopyFiles;
 use super::op::FileAction;
 use super::op::FileChange;
@@ -72,6 +79,8 @@ pub struct FileActionError {
     /// Of the action in the op.
     pub index: usize,
     pub source: FileError,
+    /// What it was to change, if it came so far.
+    pub mounts: Option<Box<FailedMounts>>,
 }
 
 /// Why an action failed. Paths are those of the file system that it works on.
@@ -262,8 +271,15 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn action(&mut self, index: usize) -> Result<MutableRef, OpError> {
+        let base = self.base(index, self.op.actions[index].base).await?;
+        match Box::pin(self.act(index, &base)).await {
+            Ok(()) => Ok(base),
+            Err(error) => Err(self.with_mounts(index, base, error)),
+        }
+    }
+
+    async fn act(&self, index: usize, base: &MutableRef) -> Result<(), OpError> {
         let action: &FileAction = &self.op.actions[index];
-        let base = self.base(index, action.base).await?;
         let from = match &action.change {
             FileChange::Copy(copy) => Some(Box::pin(self.files(index, copy.from, copied(copy))).await?),
             _ => None,
@@ -283,7 +299,7 @@ impl Run<'_> {
         let _guard = act.cancel.clone().drop_guard();
         let done = self.tasks.spawn_blocking("file action", move || act.run()).await;
         match done {
-            Ok(Ok(())) => Ok(base),
+            Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(self.failed(index, error)),
             Err(error) => Err(self.failed(index, error)),
         }
@@ -422,8 +438,24 @@ impl Run<'_> {
         match error.into() {
             FileError::Cancelled | FileError::Cache(CacheError::Cancelled) => OpError::Cancelled,
             _ if self.ctx.check().is_err() => OpError::Cancelled,
-            source => OpError::failed(FileActionError { index, source }),
+            source => OpError::failed(FileActionError { index, source, mounts: None }),
         }
+    }
+
+    /// The error of an action, with what it began with and left.
+    fn with_mounts(&self, index: usize, base: MutableRef, error: OpError) -> OpError {
+        let OpError::Failed { source, .. } = &error else { return error };
+        let Some(failed) = source.downcast_ref::<FileActionError>() else { return error };
+        let mut mounts = vec![None; self.op.actions.len()];
+        if let FileChange::Copy(copy) = &self.op.actions[index].change
+            && let FileInput::Action(from) = copy.from
+            && let Some(Made::Done(made)) = self.made.get(&from)
+        {
+            mounts[from] = Some(LeftFiles::Untouched(made.clone()));
+        }
+        mounts[index] = Some(LeftFiles::written(base));
+        let mounts = Some(Box::new(FailedMounts { inputs: self.inputs.to_vec(), mounts }));
+        OpError::failed(FileActionError { mounts, ..failed.clone() })
     }
 
     /// As [`Run::failed`], of an error with something that the action needs.

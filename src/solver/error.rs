@@ -9,6 +9,7 @@ use crate::db::DbError;
 use crate::ops::Entitlement;
 use crate::ops::ExecOpError;
 use crate::ops::FailedMounts;
+use crate::ops::FileActionError;
 use crate::ops::OpError;
 use crate::ops::VertexDigest;
 use crate::ops::llb::LlbError;
@@ -75,15 +76,22 @@ impl SolveError {
         self.exec_error()?.exit_code()
     }
 
-    /// The file systems of the process of the vertex, where that is what failed.
+    /// The file systems of the vertex's process or file action, where that is what failed.
     pub fn failed_mounts(&self) -> Option<&FailedMounts> {
-        self.exec_error()?.failed_mounts()
+        match self.op_error::<FileActionError>() {
+            Some(error) => error.mounts.as_deref(),
+            None => self.exec_error()?.failed_mounts(),
+        }
     }
 
     fn exec_error(&self) -> Option<&ExecOpError> {
+        self.op_error()
+    }
+
+    fn op_error<E: std::error::Error + 'static>(&self) -> Option<&E> {
         let SolveError::Vertex { source, .. } = self else { return None };
         match &source.cause {
-            Cause::Op(OpError::Failed { source }) => source.downcast_ref::<ExecOpError>(),
+            Cause::Op(OpError::Failed { source }) => source.downcast_ref(),
             _ => None,
         }
     }

@@ -17,6 +17,7 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/stretchr/testify/require"
 )
@@ -418,4 +419,75 @@ func TestANewFileOfTheRootLeavesItsBaseWhereItIs(t *testing.T) {
 	require.Contains(t, found, "too 0644 0:0 ")
 	require.Contains(t, found, "copied 0640 0:0 copied")
 	require.Equal(t, 3, p.layerGets(img), "the export reads the base")
+}
+
+func TestAFailedFileActionShowsWhatItHadAndLeft(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	base := box(t, r)
+	given := llb.Scratch().File(llb.Mkdir("/foo", 0o700).Mkfile("/foo/bar", 0o600, []byte("given")))
+	for name, tt := range map[string]struct {
+		state          llb.State
+		inputs, mounts int
+		// In what the action was to change, and in what it copied from.
+		left, from string
+	}{
+		"a file": {
+			llb.Scratch().File(llb.Mkdir("/found", 0o700).Mkfile("/found/foo", 0o600, []byte("given")).Mkfile("/none/foo", 0o600, nil)),
+			0, 3, "/found/foo", "",
+		},
+		"a file of an input": {
+			given.File(llb.Rm("/foo/none")), 1, 1, "/foo/bar", "",
+		},
+		"a copy from an input": {
+			base.File(llb.Copy(given, "/foo/bar", "/none/baz")), 2, 1, "", "/foo/bar",
+		},
+		"a copy from an action": {
+			base.File(llb.Copy(llb.Mkdir("/foo", 0o700).Mkfile("/foo/bar", 0o600, []byte("given")).WithState(llb.Scratch()), "/foo/bar", "/none/baz")),
+			1, 3, "", "/foo/bar",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			opt := client.SolveOpt{Ref: unique("failed-")}
+			_, _, err := build(t, c, opt, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+				_, err := solveState(ctx, c, tt.state, true)
+				var solve *errdefs.SolveError
+				require.ErrorAs(t, err, &solve)
+				require.Len(t, solve.InputIDs, tt.inputs)
+				require.Len(t, solve.MountIDs, tt.mounts)
+				subject, ok := solve.Subject.(*errdefs.Solve_File)
+				require.True(t, ok, "%T", solve.Subject)
+				actions := solve.Op.GetFile().Actions
+				require.Len(t, actions, tt.mounts)
+				failed := solve.MountIDs[subject.File.Index]
+				require.NotEmpty(t, failed)
+				from := ""
+				if second := int(actions[subject.File.Index].SecondaryInput); second >= tt.inputs {
+					from = solve.MountIDs[second-tt.inputs]
+				} else if second >= 0 {
+					from = solve.InputIDs[second]
+				}
+				require.Equal(t, tt.from != "", from != "")
+				if os.Getenv("DAEMON") == "buildkitd" {
+					// It shows them to containers alone.
+					return gateway.NewResult(), nil
+				}
+				plain, ctx := bridge(t, opt.Ref)
+				read := func(ref, path string) string {
+					resp, err := plain.ReadFile(ctx, &gwpb.ReadFileRequest{Ref: ref, FilePath: path})
+					require.NoError(t, err)
+					return string(resp.Data)
+				}
+				if tt.left != "" {
+					require.Equal(t, "given", read(failed, tt.left))
+				} else {
+					require.Contains(t, read(failed, "/etc/group"), "audio")
+				}
+				if from != "" {
+					require.Equal(t, "given", read(from, tt.from))
+				}
+				return gateway.NewResult(), nil
+			})
+			require.NoError(t, err)
+		})
+	}
 }

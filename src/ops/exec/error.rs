@@ -1,7 +1,7 @@
 //! Why an exec op failed.
 
+use super::super::left::FailedMounts;
 use super::super::operate::OpError;
-use super::FailedMounts;
 use crate::cache::CacheError;
 use crate::executor::ExecError;
 use crate::session::SessionError;

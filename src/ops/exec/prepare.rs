@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use futures::future::try_join_all;
 
+use super::super::left::FailedMounts;
+use super::super::left::LeftFiles;
 use super::super::op::CacheSharing;
 use super::super::op::ExecMount;
 use super::super::op::ExecOp;
@@ -14,8 +16,6 @@ use super::super::op::ROOT;
 use super::super::operate::OpError;
 use super::ExecOpError;
 use super::Execs;
-use super::FailedMounts;
-use super::LeftFiles;
 use super::cache_mount::CacheMount;
 use super::cache_mount::Wanted;
 use super::key::clean;

@@ -1,26 +1,18 @@
 use super::*;
 use crate::cache::tests::fixture::Fixture;
 use crate::ops::op::CopyFiles;
-use crate::ops::op::CopyMode;
 use crate::ops::op::MakeDir;
+use crate::ops::op::MakeFile;
 
 fn copy(from: FileInput, src: &str) -> CopyFiles {
     CopyFiles {
-        from,
-        src: src.to_owned(),
-        dest: "/".to_owned(),
-        owner: None,
-        mode: CopyMode::Keep,
         follow_symlink: true,
-        contents_only: false,
-        unpack: false,
         create_dest_path: false,
         wildcard: Wildcard::Required,
-        timestamp: None,
         include: vec!["i".into()],
         exclude: vec!["e".into()],
         required: vec!["r".into()],
-        replace: false,
+        ..CopyFiles::plain(from, src, "/")
     }
 }
 
@@ -118,4 +110,72 @@ fn paths_are_resolved_by_their_text() {
     ] {
         assert_eq!(lexical(Path::new(path)), Path::new(expected), "{path:?}");
     }
+}
+
+fn file(base: FileInput, path: &str) -> FileAction {
+    let (path, data) = (path.into(), "text".into());
+    let made = MakeFile { path, mode: 0o600, data, owner: None, timestamp: None };
+    FileAction { base, change: FileChange::MakeFile(made) }
+}
+
+async fn failure(f: &Fixture, op: &FileOp, inputs: &[Option<ImmutableRef>]) -> FileActionError {
+    match op.run(&f.cache, f.tasks(), &Ctx::background(), "step", inputs).await {
+        Err(OpError::Failed { source }) => source.downcast_ref::<FileActionError>().unwrap().clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn read(left: &Option<LeftFiles>, path: &str) -> Option<String> {
+    let state = left.as_ref().unwrap().state().await.unwrap();
+    let tree = state.mount(&Ctx::background()).await.unwrap();
+    std::fs::read_to_string(tree.path().join(path)).ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_action_that_failed_shows_what_those_before_it_made_as_it_left_it() {
+    let f = Fixture::new();
+    let made = op(vec![file(FileInput::Scratch, "/given")], &[0]);
+    let given = made.run(&f.cache, f.tasks(), &Ctx::background(), "", &[]).await.unwrap().remove(0);
+    let actions = vec![
+        dir(FileInput::Input(0)),
+        file(FileInput::Action(0), "/d/f"),
+        file(FileInput::Action(1), "/none/f"),
+        file(FileInput::Action(2), "/after"),
+    ];
+    let failed = failure(&f, &op(actions, &[3]), &[given.clone(), None]).await;
+    assert_eq!(failed.index, 2);
+    let FailedMounts { inputs, mounts } = *failed.mounts.clone().unwrap();
+    let ids = |refs: &[Option<ImmutableRef>]| {
+        refs.iter().map(|r| r.as_ref().map(ImmutableRef::id)).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&inputs), ids(&[given.clone(), None]));
+    assert_eq!(mounts.iter().map(Option::is_some).collect::<Vec<_>>(), [false, false, true, false]);
+    assert_eq!(read(&mounts[2], "d/f").await.unwrap(), "text");
+    assert_eq!(read(&mounts[2], "given").await.unwrap(), "text");
+    // The same state for whoever asks.
+    let again = failed.mounts.as_ref().unwrap().mounts[2].as_ref().unwrap().state().await.unwrap();
+    assert_eq!(again.id(), mounts[2].as_ref().unwrap().state().await.unwrap().id());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_failed_shows_what_it_copied_from() {
+    let f = Fixture::new();
+    let from = FileInput::Action(0);
+    let copied = CopyFiles::plain(from, "/none", "/");
+    let op = op(vec![file(FileInput::Scratch, "/from"), onto(FileInput::Scratch, copied)], &[1]);
+    let failed = failure(&f, &op, &[]).await;
+    assert_eq!(failed.index, 1);
+    let mounts = &failed.mounts.as_ref().unwrap().mounts;
+    assert_eq!(read(&mounts[0], "from").await.unwrap(), "text");
+    assert_eq!(read(&mounts[1], "from").await, None);
+    assert!(failed.mounts.as_ref().unwrap().inputs.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_looked_at_goes_with_the_error() {
+    let f = Fixture::new();
+    let failed = failure(&f, &op(vec![file(FileInput::Scratch, "/none/f")], &[0]), &[]).await;
+    assert_eq!(f.snapshotter.walk().await.unwrap().len(), 1);
+    drop(failed);
+    f.snapshots_settle(0).await;
 }

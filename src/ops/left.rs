@@ -1,4 +1,4 @@
-//! [`FailedMounts`]: the file systems of a process that failed.
+//! [`FailedMounts`]: the file systems of an op that failed.
 //!
 //! What it wrote stays as it lies, and goes with the last who has the error; only who wants to look at it, or run
 //! something on it, makes it a state.
@@ -14,16 +14,22 @@ use crate::cache::CacheError;
 use crate::cache::ImmutableRef;
 use crate::cache::MutableRef;
 
-/// For who looks why a process failed: one per mount of its op, none where there is nothing to see.
+/// For who looks why an op failed. BuildKit's clients find them by their place, which is empty where there is nothing
+/// to see.
+///
+/// | op | `inputs` | `mounts` |
+/// |---|---|---|
+/// | exec | one per mount | one per mount |
+/// | file | one per input of the vertex | one per action: what the failed one changed, and what it copied from if that is another action |
 #[derive(Clone, Debug, Default)]
 pub struct FailedMounts {
     /// As they were before.
     pub inputs: Vec<Option<ImmutableRef>>,
-    /// As the process left them.
+    /// As the op left them.
     pub mounts: Vec<Option<LeftFiles>>,
 }
 
-/// The files of a mount after a failure.
+/// Files after a failure.
 #[derive(Clone, Debug)]
 pub enum LeftFiles {
     Untouched(ImmutableRef),
