@@ -27,7 +27,6 @@ use super::record::USES;
 use super::record::Uses;
 use super::snapshots::Content;
 use super::snapshots::Snapshots;
-use super::snapshots::layer_key;
 use super::usage::Usage;
 use super::usage::UsageOptions;
 use crate::db;
@@ -233,8 +232,7 @@ impl Inner {
         let mut rows = rows(tx)?;
         let uses = tx.table(USES)?;
         rows.sort_by_key(|(id, row)| (row.created_at, *id));
-        let snapshots = self.snapshots.sizes(tx)?;
-        let files = |key: &SnapshotKey| snapshots.get(key.as_str()).copied().unwrap_or(0);
+        let files = self.snapshots.sizes(tx)?;
         let mut counted = HashSet::new();
         let mut counted_files = HashSet::new();
         let mut usages = Vec::with_capacity(rows.len());
@@ -255,11 +253,11 @@ impl Inner {
                     size += blob.size;
                 }
             }
+            size += files.records.get(id).copied().unwrap_or(0);
             size += match &row.kind {
                 Kind::Layer { layer, .. } if counted_files.insert(layer.diff_id) => {
-                    files(&layer_key(layer.diff_id))
+                    files.layers.get(&layer.diff_id).copied().unwrap_or(0)
                 }
-                Kind::Made { snapshot, .. } => files(snapshot),
                 Kind::Mutable { snapshot, .. } => kept.get(snapshot).copied().unwrap_or(0),
                 _ => 0,
             };

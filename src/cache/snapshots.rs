@@ -119,6 +119,15 @@ impl Content {
     }
 }
 
+/// Bytes on disk, by whose files they are.
+#[derive(Default, Debug)]
+pub(super) struct Sizes {
+    /// Of a layer's files, and of parts of it.
+    pub(super) layers: HashMap<DiffId, u64>,
+    /// Of what was made, and of states that were unpacked as a whole.
+    pub(super) records: HashMap<RecordId, u64>,
+}
+
 #[derive(Clone)]
 pub(super) struct Snapshots(pub(super) Arc<Inner>);
 
@@ -291,10 +300,19 @@ impl Snapshots {
         })
     }
 
-    /// Bytes of each committed snapshot.
-    pub(super) fn sizes(&self, tx: &ReadTx) -> Result<HashMap<String, u64>, DbError> {
-        let whole = all(tx)?.into_iter().filter(|(_, stored)| stored.is_whole(&self.0.boot));
-        Ok(whole.map(|(key, stored)| (key.to_string(), stored.bytes)).collect())
+    /// Bytes of all committed snapshots.
+    pub(super) fn sizes(&self, tx: &ReadTx) -> Result<Sizes, DbError> {
+        let mut sizes = Sizes::default();
+        for (_, stored) in all(tx)?.into_iter().filter(|(_, stored)| stored.is_whole(&self.0.boot)) {
+            let bytes = match stored.of {
+                Content::Layer(diff_id) | Content::Part(diff_id) => sizes.layers.entry(diff_id).or_default(),
+                Content::Chain(record) | Content::Made(record) => sizes.records.entry(record).or_default(),
+                // What its row says is not its size.
+                Content::Kept(_) => continue,
+            };
+            *bytes += stored.bytes;
+        }
+        Ok(sizes)
     }
 
     /// Holds a snapshot, whether it is here or not. Waits while it is being removed.

@@ -18,10 +18,12 @@ use crate::archive::EntryKind;
 use crate::cache::Layer;
 use crate::cache::Look;
 use crate::cache::Tree;
+use crate::cache::UsageOptions;
 use crate::ctx::Ctx;
 use crate::fs::Last;
 use crate::fs::Root;
 use crate::oci::DiffId;
+use crate::snapshot::SnapshotKind;
 
 /// Bytes that don't get smaller.
 fn noise(length: usize) -> Vec<u8> {
@@ -150,6 +152,37 @@ async fn a_look_into_a_known_layer_reads_the_parts_that_have_the_bytes() {
         }
         prune(&f, false).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_parts_of_a_layer_count_for_its_record_and_go_with_it() {
+    let f = Fixture::new();
+    let layers = [lower(&f), large(&f, Compression::Uncompressed, 18 << 20)];
+    seen_before(&f, &layers).await.unwrap();
+    let image = image_at(&f, &layers, &repository("app")).await;
+    let sizes = async || {
+        let usages = f.cache.usage(&UsageOptions::default()).await.unwrap();
+        let mut sizes: Vec<u64> = usages.into_iter().map(|usage| usage.size).collect();
+        sizes.sort_unstable();
+        sizes
+    };
+    assert_eq!(sizes().await, [0, 0]);
+    let mut parts = Vec::new();
+    for look in [tree("/many"), Look::at("/etc/small")] {
+        drop(image.mount_paths(&Ctx::background(), &[look]).await.unwrap());
+        let mut bytes = Vec::new();
+        for snapshot in f.snapshotter.walk().await.unwrap() {
+            if snapshot.kind == SnapshotKind::Committed {
+                bytes.push(f.snapshotter.usage(&snapshot.key).await.unwrap().bytes);
+            }
+        }
+        parts.push(bytes.len());
+        assert_eq!(sizes().await, [0, bytes.iter().sum()]);
+    }
+    assert_eq!(parts, [1, 2]);
+    drop(image);
+    prune(&f, false).await;
+    assert_eq!(sizes().await, [0; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
