@@ -78,6 +78,8 @@ async fn a_command_on_a_cold_base_fetches_each_layer_once_and_pushes_only_its_ow
     let push =
         |repository: &str| format!("type=image,name={},push=true", registry.reference(repository, "v1"));
     client.build(&run.marshal(), &[&push("other")]).await.success();
+    assert_eq!(daemon.counter("steps"), 1);
+    assert!(daemon.counter("step_peak_memory_bytes") > 0);
     for digest in image.layer_digests() {
         assert_eq!(registry.gets_of(digest), 1, "{}", registry.story());
     }

@@ -39,6 +39,7 @@ mod seccomp;
 mod security;
 mod spec;
 mod stubs;
+mod totals;
 mod user;
 
 use std::fs;
@@ -61,11 +62,8 @@ pub use process::Process;
 pub use process::ProcessMount;
 pub use process::Security;
 pub use process::Ulimit;
-pub use samples::CpuUsage;
-pub use samples::IoUsage;
-pub use samples::MemoryUsage;
-pub use samples::Sample;
 pub use scratch::Scratch;
+pub use totals::StepTotals;
 
 use crate::ctx::Ctx;
 use crate::task::Tasks;
@@ -131,13 +129,19 @@ impl Executor {
         scratch::clear_leftovers(&directory)?;
         let runtime = runtime::Runtime::new(options.runtime.clone());
         let options = ExecutorOptions { directory, ..options };
-        let (seccomp, clearing) = (run::has_seccomp(), run::Clearing::default());
-        let setting = run::Setting { options, cgroups, seccomp, clearing, tasks };
+        let (seccomp, clearing, totals) =
+            (run::has_seccomp(), run::Clearing::default(), totals::Totals::default());
+        let setting = run::Setting { options, cgroups, seccomp, clearing, totals, tasks };
         Ok(Executor(Arc::new(Inner {
             setting: Arc::new(setting),
             runtime,
             reaper: reaper::Reaper::default(),
         })))
+    }
+
+    /// What all processes used so far.
+    pub fn totals(&self) -> StepTotals {
+        self.0.setting.totals.get()
     }
 
     /// Runs a process to its end. An exit code that is not valid is [`ExecError::Exit`].

@@ -17,13 +17,19 @@
 
 mod fanout;
 mod journal;
+mod usage;
 mod vertex;
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use fanout::Fanout;
 pub use journal::Journal;
 pub use journal::Reader;
+pub use usage::CpuUsage;
+pub use usage::IoUsage;
+pub use usage::MemoryUsage;
+pub use usage::Sample;
 pub use vertex::Busy;
 pub use vertex::ItemProgress;
 pub use vertex::TransferProgress;
@@ -67,6 +73,9 @@ pub struct Vertex {
     pub completed: Option<SystemTime>,
     pub error: Option<String>,
     pub group: Option<ProgressGroup>,
+    /// What its process used, from its start to its end, in few samples; none if it had no process. No message of
+    /// BuildKit's API has it but provenance.
+    pub usage: Option<Arc<[Sample]>>,
 }
 
 impl Vertex {
@@ -81,6 +90,7 @@ impl Vertex {
             completed: None,
             error: None,
             group: None,
+            usage: None,
         }
     }
 }

@@ -254,6 +254,7 @@ fn vertex(vertex: control::Vertex) -> Option<Vertex> {
             name: group.name,
             weak: group.weak,
         }),
+        usage: None,
     })
 }
 

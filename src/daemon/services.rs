@@ -78,6 +78,7 @@ pub enum OpenError {
 pub(super) struct Services {
     db: Db,
     cache: Cache,
+    executor: Executor,
     builds: Builds,
     /// Ends the streams that have no end of their own, and turns the health.
     stop: CancellationToken,
@@ -123,7 +124,8 @@ impl Services {
         let executor =
             Executor::open(execution::options(config), work.clone()).map_err(OpenError::Executor)?;
         let logs = LogLimits::from_environment(|name| std::env::var(name).ok());
-        let worker = worker.executing(Execs::new(cache.clone(), executor, logs, work.clone()));
+        let execs = Execs::new(cache.clone(), executor.clone(), logs, work.clone());
+        let worker = worker.executing(execs);
         let worker = match config.worker.max_parallelism {
             Some(limit) => worker.limited(limit),
             None => worker,
@@ -148,7 +150,7 @@ impl Services {
         let greeting = Greeting::new(identity);
         let control = ControlService::new(builds.clone(), sessions, cache.clone(), greeting, stop.clone());
         let routes = control.into_routes().add_service(gateway.into_server());
-        Ok(Services { db, cache, builds, stop, solving, work, routes })
+        Ok(Services { db, cache, executor, builds, stop, solving, work, routes })
     }
 
     pub(super) fn routes(&self) -> Routes {
@@ -158,6 +160,7 @@ impl Services {
     pub(super) fn counters(&self) -> Counters {
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         let content = self.cache.content().stats();
+        let steps = self.executor.totals();
         let mut counters = Counters::from([
             ("db_commits", self.db.commits()),
             ("db_fsyncs", self.db.fsyncs()),
@@ -174,6 +177,12 @@ impl Services {
             ("content_fsyncs", content.fsyncs),
             ("content_collected_bytes", content.collected_bytes),
             ("content_leases", count(self.cache.content().leases().len())),
+            ("steps", steps.steps),
+            ("steps_cpu_milliseconds", steps.cpu_nanos / 1_000_000),
+            ("steps_read_bytes", steps.read_bytes),
+            ("steps_written_bytes", steps.write_bytes),
+            ("steps_oom_killed", steps.oom_kills),
+            ("step_peak_memory_bytes", steps.peak_memory),
             ("snapshot_syncs", self.cache.syncs()),
             ("snapshots_unsynced", count(self.cache.unsynced())),
             ("tasks", count(self.solving.running() + self.work.running())),

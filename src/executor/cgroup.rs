@@ -9,9 +9,9 @@ use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 
-use super::Sample;
 use super::mountinfo;
 use super::samples;
+use crate::progress::Sample;
 
 /// Hierarchies as they are mounted.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]

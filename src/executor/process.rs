@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::progress::LogStream;
+use crate::progress::Sample;
 
 /// A process and the sandbox around it. Paths of the sandbox are resolved in its root.
 #[derive(Debug, Default)]
@@ -146,9 +147,13 @@ impl Limits {
     }
 }
 
-/// Takes what a process prints, as it prints it. Never blocks.
+/// Takes what a process prints, as it prints it, and what it used. Never blocks.
 pub trait Output: Send + Sync {
     fn write(&self, stream: LogStream, data: &[u8]);
+
+    /// The process has ended, well or not. A few samples, the last one of its end; not called where the kernel has no
+    /// control groups, or systemd has made the process's.
+    fn used(&self, samples: Vec<Sample>);
 }
 
 /// How a process ended well.
@@ -156,5 +161,4 @@ pub trait Output: Send + Sync {
 pub struct Exit {
     /// One of the valid exit codes. 128+n for signal n.
     pub code: u32,
-    pub usage: Vec<super::Sample>,
 }

@@ -35,7 +35,6 @@ use super::MountSource;
 use super::Output;
 use super::Process;
 use super::ProcessMount;
-use super::Sample;
 use super::bundle::Bundle;
 use super::cgroup::Cgroups;
 use super::cgroup::Group;
@@ -48,6 +47,7 @@ use super::spec;
 use super::spec::CgroupSupport;
 use super::spec::HostMount;
 use super::stubs::Stubs;
+use super::totals::Totals;
 use super::user;
 use crate::ctx::Cancelled;
 use crate::fs::FsError;
@@ -56,6 +56,7 @@ use crate::fs::NewDirs;
 use crate::fs::Owner;
 use crate::fs::Root;
 use crate::progress::LogStream;
+use crate::progress::Sample;
 use crate::task::Tasks;
 
 /// How long a runtime may take to start a process that nobody wants any more.
@@ -71,6 +72,7 @@ pub struct Setting {
     pub cgroups: Cgroups,
     pub seccomp: bool,
     pub clearing: Clearing,
+    pub totals: Totals,
     pub tasks: Tasks,
 }
 
@@ -128,16 +130,20 @@ pub async fn run(
     connection.close().await;
     drop(holds);
     let (code, last, recorder) = done?;
+    let oom_killed = last.as_ref().and_then(|l| l.memory.oom_kills).is_some_and(|kills| kills > 0);
+    setting.totals.add(last.as_ref());
+    if let Some(last) = last {
+        output.used(recorder.finish(last));
+    }
     if cancel.is_cancelled() {
         return Err(Cancelled.into());
     }
-    let oom_killed = last.as_ref().and_then(|l| l.memory.oom_kills).is_some_and(|kills| kills > 0);
     let is_valid =
         if valid.is_empty() { code == 0 } else { valid.iter().any(|v| i64::from(*v) == i64::from(code)) };
     if !is_valid {
         return Err(ExecError::Exit { args, code, oom_killed });
     }
-    Ok(Exit { code, usage: last.map(|last| recorder.finish(last)).unwrap_or_default() })
+    Ok(Exit { code })
 }
 
 async fn in_sandbox(

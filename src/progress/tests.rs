@@ -50,6 +50,30 @@ async fn every_reader_gets_all_from_the_start_and_then_the_end() {
 }
 
 #[tokio::test]
+async fn what_a_step_used_is_told_with_its_end_and_not_of_its_next_run() {
+    let journal = Journal::new();
+    let progress = VertexProgress::new(vertex("v"), Arc::new(journal.clone()));
+    let sample = Sample {
+        at: SystemTime::now(),
+        cpu: CpuUsage { usage_nanos: Some(7), ..CpuUsage::default() },
+        memory: MemoryUsage::default(),
+        io: IoUsage::default(),
+        pids: None,
+    };
+    progress.start();
+    progress.used(vec![sample]);
+    progress.complete(Some("failed".to_owned()));
+    progress.start();
+    progress.complete(None);
+    let used = drain(&journal).await.into_iter().filter_map(|update| match update {
+        Update::Vertex(vertex) => Some(vertex.usage.map(|samples| samples.to_vec())),
+        _ => None,
+    });
+    let used: Vec<_> = used.collect();
+    assert_eq!(used, [None, None, Some(vec![sample]), None, None]);
+}
+
+#[tokio::test]
 async fn a_slow_reader_gets_only_the_newest_value_of_an_item() {
     let journal = Journal::new();
     let progress = VertexProgress::new(vertex("v"), Arc::new(journal.clone()));

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use super::Item;
 use super::Log;
 use super::LogStream;
+use super::Sample;
 use super::Sink;
 use super::Update;
 use super::Vertex;
@@ -72,7 +73,13 @@ impl VertexProgress {
         state.running = true;
         // What was passed over for one build may have to run for another.
         state.vertex.cached = false;
+        state.vertex.usage = None;
         self.open(&mut state);
+    }
+
+    /// What the step's process used, which is told with its end.
+    pub fn used(&self, samples: Vec<Sample>) {
+        self.state().vertex.usage = Some(samples.into());
     }
 
     /// The step is over; `error` says why it failed.

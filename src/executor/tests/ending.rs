@@ -145,12 +145,22 @@ async fn children_that_outlive_the_first_process_die_with_it() {
 #[tokio::test]
 async fn what_the_process_used_is_told() {
     let Some(fixture) = Fixture::new() else { return };
-    let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done";
-    let (done, _) = fixture.run(fixture.script(script)).await;
-    let usage = done.expect("it ends well").usage;
-    let last = usage.last().expect("a sample");
-    assert!(last.cpu.usage_nanos.is_some_and(|nanos| nanos > 1_000_000), "{last:?}");
-    assert!(last.memory.current.is_some(), "{last:?}");
+    let memory = "busybox dd if=/dev/zero of=/dev/null bs=32M count=4 2>/dev/null";
+    for (n, code) in (1..).zip([0, 3]) {
+        let before = fixture.executor.totals();
+        let script = format!("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; {memory}; exit {code}");
+        let (done, recording) = fixture.run(fixture.script(&script)).await;
+        assert_eq!(done.is_ok(), code == 0, "{done:?}");
+        let used = recording.used();
+        let last = used.last().expect("a sample");
+        assert!(last.cpu.usage_nanos.is_some_and(|nanos| nanos > 1_000_000), "{last:?}");
+        assert!(last.memory.peak.is_some_and(|bytes| bytes > 32 << 20), "{last:?}");
+        assert!(used.len() <= 11, "{}", used.len());
+        let totals = fixture.executor.totals();
+        assert_eq!((totals.steps, totals.oom_kills), (n, 0));
+        assert!(totals.cpu_nanos > before.cpu_nanos + 1_000_000, "{totals:?}");
+        assert!(totals.peak_memory > 32 << 20, "{totals:?}");
+    }
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use crate::executor::Exit;
 use crate::executor::Output;
 use crate::executor::Process;
 use crate::progress::LogStream;
+use crate::progress::Sample;
 use crate::task::Tasks;
 
 /// Whether a tool is there. In CI it has to be.
@@ -101,11 +102,12 @@ impl Fixture {
 pub struct Recording {
     streams: Mutex<[Vec<u8>; 2]>,
     length: watch::Sender<usize>,
+    used: Mutex<Vec<Sample>>,
 }
 
 impl Default for Recording {
     fn default() -> Recording {
-        Recording { streams: Mutex::default(), length: watch::Sender::new(0) }
+        Recording { streams: Mutex::default(), length: watch::Sender::new(0), used: Mutex::default() }
     }
 }
 
@@ -116,6 +118,11 @@ impl Recording {
 
     pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.streams.lock().expect("a lock")[1]).into_owned()
+    }
+
+    /// What the process used.
+    pub fn used(&self) -> Vec<Sample> {
+        self.used.lock().expect("a lock").clone()
     }
 
     /// Waits until something was printed.
@@ -129,5 +136,9 @@ impl Output for Recording {
         let index = usize::from(stream == LogStream::Stderr);
         self.streams.lock().expect("a lock")[index].extend_from_slice(data);
         self.length.send_modify(|length| *length += data.len());
+    }
+
+    fn used(&self, samples: Vec<Sample>) {
+        *self.used.lock().expect("a lock") = samples;
     }
 }

@@ -1,4 +1,4 @@
-//! [`StepLog`]: what a process prints, as log of its vertex.
+//! [`StepLog`]: what a process prints and uses, told under its vertex.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -7,6 +7,7 @@ use crate::executor::Clip;
 use crate::executor::LogLimits;
 use crate::executor::Output;
 use crate::progress::LogStream;
+use crate::progress::Sample;
 use crate::progress::VertexProgress;
 
 /// Passes output on to a vertex, bounded.
@@ -40,5 +41,11 @@ impl Output for StepLog {
     fn write(&self, stream: LogStream, data: &[u8]) {
         let passed = self.clip.lock().unwrap_or_else(PoisonError::into_inner).write(stream, data);
         self.log(stream, passed);
+    }
+
+    fn used(&self, samples: Vec<Sample>) {
+        if let Some(progress) = &self.progress {
+            progress.used(samples);
+        }
     }
 }
