@@ -435,6 +435,10 @@ func TestAFailedFileActionShowsWhatItHadAndLeft(t *testing.T) {
 			llb.Scratch().File(llb.Mkdir("/found", 0o700).Mkfile("/found/foo", 0o600, []byte("given")).Mkfile("/none/foo", 0o600, nil)),
 			0, 3, "/found/foo", "",
 		},
+		"a file before others": {
+			llb.Scratch().File(llb.Mkdir("/found", 0o700).Mkfile("/found/foo", 0o600, []byte("given")).Mkfile("/none/foo", 0o600, nil).Mkdir("/after", 0o700)),
+			0, 4, "/found/foo", "",
+		},
 		"a file of an input": {
 			given.File(llb.Rm("/foo/none")), 1, 1, "/foo/bar", "",
 		},
@@ -447,6 +451,9 @@ func TestAFailedFileActionShowsWhatItHadAndLeft(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if name == "a file before others" {
+				thunkOnly(t, "it names the action that the output is of")
+			}
 			opt := client.SolveOpt{Ref: unique("failed-")}
 			_, _, err := build(t, c, opt, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
 				_, err := solveState(ctx, c, tt.state, true)
