@@ -122,6 +122,7 @@ use materialize::Materializer;
 use mutable::InUse;
 use plan::Plan;
 use record::Kind;
+use record::Records;
 use record::Row;
 use record::Uses;
 use snapshots::Snapshots;
@@ -331,11 +332,10 @@ impl Cache {
     pub fn get(&self, id: &RecordId, handlers: &DescHandlers) -> Result<ImmutableRef, CacheError> {
         let missing = || CacheError::NotFound { id: *id };
         let mut hold = self.0.live.hold(*id).ok_or_else(missing)?;
-        let Walked { row, parts, uses } = self.0.db.read(|tx| walk(tx, id))?.ok_or_else(missing)?;
-        if matches!(row.kind, Kind::Mutable { .. }) || !self.0.snapshots.has_all_made(&parts)? {
+        let (Walked { row, parts, uses }, here) = self.walk_to_files(id)?.ok_or_else(missing)?;
+        if matches!(row.kind, Kind::Mutable { .. }) || !has_all_made(&parts, &here) {
             return Err(missing());
         }
-        let here = self.0.snapshots.have_files(&parts)?;
         let lacking = parts.iter().zip(here).filter(|(_, here)| !here).filter_map(|(part, _)| part.blob());
         self.0.check_providers(lacking.map(|l| &l.blob), handlers)?;
         hold.count_use(uses);
@@ -348,27 +348,42 @@ impl Cache {
         Ok(walked.map(|walked| walked.parts.iter().filter_map(Part::blob).cloned().collect()))
     }
 
-    /// True if there is such a record, whatever became of those that it stands on. One look-up, however many
-    /// they are.
-    pub fn has(&self, id: &RecordId) -> Result<bool, CacheError> {
-        Ok(self.0.db.read(|tx| match Kind::read(tx, id)? {
-            None | Some(Kind::Mutable { .. }) => Ok(false),
-            Some(Kind::Made { snapshot, .. }) => self.0.snapshots.is_among(tx, &snapshot),
-            Some(Kind::Layer { .. } | Kind::Merge { .. } | Kind::Slice { .. }) => Ok(true),
+    /// For each of `ids` whether there is such a record, whatever became of those that it stands on. One
+    /// snapshot, and a row or two of each.
+    pub fn have(&self, ids: &[RecordId]) -> Result<Vec<bool>, CacheError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(self.0.db.read(|tx| {
+            let (records, files) = (Records::of(tx)?, self.0.snapshots.among(tx)?);
+            let has = |id| match records.kind(id)? {
+                None | Some(Kind::Mutable { .. }) => Ok(false),
+                Some(Kind::Made { snapshot, .. }) => files.has(&snapshot),
+                Some(Kind::Layer { .. } | Kind::Merge { .. } | Kind::Slice { .. }) => Ok(true),
+            };
+            ids.iter().map(has).collect()
         })?)
     }
 
     /// How much of a record is here; `None` if there is no such record. Looks at each layer.
     pub fn presence(&self, id: &RecordId) -> Result<Option<Presence>, CacheError> {
-        let Some(Walked { parts, .. }) = self.0.db.read(|tx| walk(tx, id))? else { return Ok(None) };
-        if !self.0.snapshots.has_all_made(&parts)? {
+        let Some((Walked { parts, .. }, files)) = self.walk_to_files(id)? else { return Ok(None) };
+        if !has_all_made(&parts, &files) {
             return Ok(None);
         }
-        let files = self.0.snapshots.have_files(&parts)?;
         let resident = |blob: Option<&Layer>| blob.is_none_or(|l| self.0.content.is_resident(&l.blob));
         let resident =
             parts.iter().zip(files).filter(|(part, files)| *files || resident(part.blob())).count();
         Ok(Some(Presence { layers: parts.len(), resident }))
+    }
+
+    /// A record, and for each of its change sets whether the files are here. One snapshot for all of it.
+    fn walk_to_files(&self, id: &RecordId) -> Result<Option<(Walked, Vec<bool>)>, DbError> {
+        self.0.db.read(|tx| {
+            let Some(walked) = walk(tx, id)? else { return Ok(None) };
+            let here = self.0.snapshots.among(tx)?.have_files(&walked.parts)?;
+            Ok(Some((walked, here)))
+        })
     }
 
     /// Finds the planned record or makes it. `blobs` are the planned layers' own.
@@ -453,6 +468,11 @@ fn check_count(count: usize) -> Result<(), CacheError> {
     if count > MAX_LAYERS { Err(CacheError::TooManyLayers { count }) } else { Ok(()) }
 }
 
+/// True if the files of everything that was made here are there; those of layers can be had again.
+fn has_all_made(parts: &[Part], here: &[bool]) -> bool {
+    parts.iter().zip(here).all(|(part, here)| *here || part.blob().is_some())
+}
+
 /// A record with what stands beside it and below it.
 struct Walked {
     row: Row,
@@ -469,28 +489,26 @@ fn walk(tx: &ReadTx, id: &RecordId) -> Result<Option<Walked>, DbError> {
         /// Its own change set only.
         Own(RecordId),
     }
-    let Some(top) = Row::read(tx, id)? else { return Ok(None) };
-    let mut parts = Vec::new();
+    let records = Records::of(tx)?;
+    let Some(top) = records.row(id)? else { return Ok(None) };
+    let mut parts: Vec<Part> = top.part(id).into_iter().collect();
     let mut stack = Vec::new();
-    let mut expand = |id: &RecordId, row: &Row, stack: &mut Vec<Step>| {
-        parts.extend(row.part(id));
-        // The highest is the last one, which is the next to be popped.
-        match &row.kind {
-            Kind::Slice { of } => stack.extend(of.iter().copied().map(Step::Own)),
-            kind => stack.extend(kind.parents().iter().copied().map(Step::State)),
-        }
+    // The highest is the last one, which is the next to be popped.
+    let stand_on = |kind: &Kind, stack: &mut Vec<Step>| match kind {
+        Kind::Slice { of } => stack.extend(of.iter().copied().map(Step::Own)),
+        kind => stack.extend(kind.parents().iter().copied().map(Step::State)),
     };
-    expand(id, &top, &mut stack);
+    stand_on(&top.kind, &mut stack);
     while let Some(step) = stack.pop() {
         let (Step::State(id) | Step::Own(id)) = step;
-        let row = Row::read(tx, &id)?.ok_or_else(|| DbError::Row {
+        let row = records.below(&id)?.ok_or_else(|| DbError::Row {
             key: id.to_string(),
             reason: "it is missing, and another record stands on it".to_owned(),
         })?;
-        expand(&id, &row, &mut stack);
-        if matches!(step, Step::Own(_)) {
-            // What it stands on is not part of the slice.
-            stack.truncate(stack.len() - row.kind.parents().len());
+        parts.extend(row.part(&id));
+        // What it stands on is not part of a slice.
+        if matches!(step, Step::State(_)) {
+            stand_on(&row.kind, &mut stack);
         }
     }
     parts.reverse();

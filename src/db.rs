@@ -117,6 +117,7 @@ struct Handle {
 
 #[derive(Debug, Default)]
 struct Counters {
+    reads: AtomicU64,
     commits: AtomicU64,
     fsyncs: AtomicU64,
     bytes: AtomicU64,
@@ -147,6 +148,7 @@ impl Db {
     /// rows at a time; a long scan belongs on a blocking thread, since a snapshot pins its pages.
     pub fn read<T>(&self, read: impl FnOnce(&ReadTx) -> Result<T, DbError>) -> Result<T, DbError> {
         let handle = self.owner.shared.handle()?;
+        self.owner.shared.counters.reads.fetch_add(1, Ordering::Relaxed);
         read(&ReadTx::begin(&handle.database)?)
     }
 
@@ -202,6 +204,11 @@ impl Db {
     pub(crate) fn fill_the_disk(&self) -> Result<(), DbError> {
         self.owner.shared.handle()?.fence.full.store(true, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// Snapshots that were read since the store was opened.
+    pub fn reads(&self) -> u64 {
+        self.owner.shared.counters.reads.load(Ordering::Relaxed)
     }
 
     /// Commits since the store was opened, those that write behind included.

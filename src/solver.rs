@@ -95,6 +95,7 @@ use event::Interest;
 use event::IsGone;
 use event::JobNumber;
 use event::WaiterNumber;
+use runner::Events;
 use runner::Runner;
 use scheduler::Scheduler;
 
@@ -102,7 +103,7 @@ use scheduler::Scheduler;
 pub struct Solver<O: Operate>(Arc<Inner<O>>);
 
 struct Inner<O: Operate> {
-    events: mpsc::UnboundedSender<Event<O::Output>>,
+    events: mpsc::UnboundedSender<Events<O::Output>>,
     tasks: Tasks,
     next: AtomicU64,
 }
@@ -140,7 +141,7 @@ impl<O: Operate> Solver<O> {
     }
 
     fn load(&self, interest: Interest, graph: Graph) {
-        self.send(Event::Load { interest, graph });
+        self.send(Event::Load { interest: Arc::new(interest), graph });
     }
 
     fn leave(&self, job: JobNumber) {
@@ -166,7 +167,7 @@ impl<O: Operate> Solver<O> {
 
     fn send(&self, event: Event<O::Output>) {
         // Fails only when the loop has ended, and then nobody is left to be told.
-        let _ = self.0.events.send(event);
+        let _ = self.0.events.send(vec![event]);
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use redb::MultimapTableDefinition;
+use redb::ReadOnlyTable;
 use redb::ReadableMultimapTable;
 use redb::ReadableTable;
 use redb::TableDefinition;
@@ -18,6 +19,7 @@ use serde::Deserialize;
 use serde::Deserializer;
 use serde::Serialize;
 use serde::Serializer;
+use serde::de::DeserializeOwned;
 
 use crate::db;
 use crate::db::DbError;
@@ -64,9 +66,17 @@ impl RecordId {
     }
 }
 
+impl RecordId {
+    /// As [`fmt::Display`] writes it.
+    fn text<'t>(&self, text: &'t mut [u8; 32]) -> &'t str {
+        // Twice the length in digits, all of them ASCII.
+        hex::encode_to_slice(self.0, text).ok().and_then(|()| str::from_utf8(text).ok()).unwrap_or_default()
+    }
+}
+
 impl fmt::Display for RecordId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
+        f.write_str(self.text(&mut [0; 32]))
     }
 }
 
@@ -280,17 +290,68 @@ impl Part {
     }
 }
 
-impl Kind {
-    /// Of a record, without the rest of its row.
-    pub(super) fn read(tx: &ReadTx, id: &RecordId) -> Result<Option<Kind>, DbError> {
+/// The records as one read sees them. Opening the table costs more than a row of it.
+pub(super) struct Records(Option<ReadOnlyTable<&'static str, &'static [u8]>>);
+
+impl Records {
+    pub(super) fn of(tx: &ReadTx) -> Result<Records, DbError> {
+        Ok(Records(tx.table(RECORDS)?))
+    }
+
+    pub(super) fn row(&self, id: &RecordId) -> Result<Option<Row>, DbError> {
+        self.read(id)
+    }
+
+    /// What those that stand on the record have to know of it.
+    pub(super) fn below(&self, id: &RecordId) -> Result<Option<Below>, DbError> {
+        self.read(id)
+    }
+
+    pub(super) fn kind(&self, id: &RecordId) -> Result<Option<Kind>, DbError> {
         #[derive(Deserialize)]
         struct Only {
             kind: Kind,
         }
-        let Some(table) = tx.table(RECORDS)? else { return Ok(None) };
-        let key = id.to_string();
-        let only = table.get(key.as_str())?.map(|v| db::decode::<Only>(&key, v.value())).transpose()?;
-        Ok(only.map(|only| only.kind))
+        Ok(self.read(id)?.map(|Only { kind }| kind))
+    }
+
+    /// Those fields of a row that `T` has.
+    fn read<T: DeserializeOwned>(&self, id: &RecordId) -> Result<Option<T>, DbError> {
+        let Some(table) = &self.0 else { return Ok(None) };
+        let mut text = [0; 32];
+        let key = id.text(&mut text);
+        table.get(key)?.map(|row| db::decode(key, row.value())).transpose()
+    }
+}
+
+/// The fields of a [`Row`] that states above it are made from.
+#[derive(Deserialize)]
+pub(super) struct Below {
+    pub(super) kind: Kind,
+    created_at: Timestamp,
+    #[serde(default)]
+    description: String,
+}
+
+impl Below {
+    /// The record's own change set, if it has one.
+    pub(super) fn part(&self, id: &RecordId) -> Option<Part> {
+        self.kind.part(id, self.created_at, &self.description)
+    }
+}
+
+impl Kind {
+    fn part(&self, id: &RecordId, created_at: Timestamp, description: &str) -> Option<Part> {
+        let set = match self {
+            Kind::Layer { layer, .. } => ChangeSet::Blob(Arc::new(Layer::clone(layer))),
+            Kind::Made { snapshot, .. } | Kind::Mutable { snapshot, .. } => ChangeSet::Made(Arc::new(Made {
+                snapshot: snapshot.clone(),
+                created_at,
+                description: description.to_owned(),
+            })),
+            Kind::Merge { .. } | Kind::Slice { .. } => return None,
+        };
+        Some(Part { record: *id, set })
     }
 
     pub(super) fn parents(&self) -> &[RecordId] {
@@ -326,24 +387,11 @@ pub(super) struct Row {
 impl Row {
     /// The record's own change set, if it has one.
     pub(super) fn part(&self, id: &RecordId) -> Option<Part> {
-        let set = match &self.kind {
-            Kind::Layer { layer, .. } => ChangeSet::Blob(Arc::new(Layer::clone(layer))),
-            Kind::Made { snapshot, .. } | Kind::Mutable { snapshot, .. } => ChangeSet::Made(Arc::new(Made {
-                snapshot: snapshot.clone(),
-                created_at: self.created_at,
-                description: self.description.clone(),
-            })),
-            Kind::Merge { .. } | Kind::Slice { .. } => return None,
-        };
-        Some(Part { record: *id, set })
+        self.kind.part(id, self.created_at, &self.description)
     }
 
     pub(super) fn read(tx: &ReadTx, id: &RecordId) -> Result<Option<Row>, DbError> {
-        let key = id.to_string();
-        match tx.table(RECORDS)? {
-            Some(table) => table.get(key.as_str())?.map(|v| db::decode(&key, v.value())).transpose(),
-            None => Ok(None),
-        }
+        Records::of(tx)?.row(id)
     }
 
     pub(super) fn read_within(tx: &WriteTx, id: &RecordId) -> Result<Option<Row>, DbError> {

@@ -265,39 +265,17 @@ impl Snapshots {
 
     /// True if there is a whole snapshot of this name.
     pub(super) fn is_present(&self, key: &SnapshotKey) -> Result<bool, DbError> {
-        self.0.db.read(|tx| self.is_among(tx, key))
+        self.0.db.read(|tx| self.among(tx)?.has(key))
     }
 
-    /// As [`Snapshots::is_present`], as `tx` sees it.
-    pub(super) fn is_among(&self, tx: &ReadTx, key: &SnapshotKey) -> Result<bool, DbError> {
-        self.0.is_in(tx.table(SNAPSHOTS)?.as_ref(), key)
-    }
-
-    /// True if every made change set among `parts` still has its files.
-    pub(super) fn has_all_made(&self, parts: &[Part]) -> Result<bool, DbError> {
-        self.0.db.read(|tx| {
-            let table = tx.table(SNAPSHOTS)?;
-            for part in parts {
-                if let ChangeSet::Made(made) = &part.set
-                    && !self.0.is_in(table.as_ref(), &made.snapshot)?
-                {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })
+    /// The snapshots as `tx` sees them.
+    pub(super) fn among(&self, tx: &ReadTx) -> Result<Among, DbError> {
+        Ok(Among { table: tx.table(SNAPSHOTS)?, boot: self.0.boot.clone() })
     }
 
     /// For each of `parts` whether its own files are here, whatever became of its blob.
     pub(super) fn have_files(&self, parts: &[Part]) -> Result<Vec<bool>, DbError> {
-        self.0.db.read(|tx| {
-            let table = tx.table(SNAPSHOTS)?;
-            let here = |part: &Part| match &part.set {
-                ChangeSet::Made(made) => self.0.is_in(table.as_ref(), &made.snapshot),
-                ChangeSet::Blob(layer) => self.0.is_in(table.as_ref(), &layer_key(layer.diff_id)),
-            };
-            parts.iter().map(here).collect()
-        })
+        self.0.db.read(|tx| self.among(tx)?.have_files(parts))
     }
 
     /// Bytes of all committed snapshots.
@@ -615,13 +593,27 @@ impl Drop for Doomed {
     }
 }
 
-type SnapshotTable = ReadOnlyTable<&'static str, &'static [u8]>;
+/// The snapshots as one read sees them.
+pub(super) struct Among {
+    table: Option<ReadOnlyTable<&'static str, &'static [u8]>>,
+    boot: BootId,
+}
 
-impl Inner {
-    fn is_in(&self, table: Option<&SnapshotTable>, key: &SnapshotKey) -> Result<bool, DbError> {
-        let Some(table) = table else { return Ok(false) };
+impl Among {
+    /// True if there is a whole snapshot of this name.
+    pub(super) fn has(&self, key: &SnapshotKey) -> Result<bool, DbError> {
+        let Some(table) = &self.table else { return Ok(false) };
         let Some(row) = table.get(key.as_str())? else { return Ok(false) };
         Ok(db::decode::<Stored>(key.as_str(), row.value())?.is_whole(&self.boot))
+    }
+
+    /// For each of `parts` whether its own files are here, whatever became of its blob.
+    pub(super) fn have_files(&self, parts: &[Part]) -> Result<Vec<bool>, DbError> {
+        let here = |part: &Part| match &part.set {
+            ChangeSet::Made(made) => self.has(&made.snapshot),
+            ChangeSet::Blob(layer) => self.has(&layer_key(layer.diff_id)),
+        };
+        parts.iter().map(here).collect()
     }
 }
 

@@ -507,7 +507,7 @@ async fn record(active: ActiveBuild, journal: &Journal, built: &Result<Built, Bu
     let mut reader = journal.reader();
     while let Some(batch) = reader.next().await {
         batch.iter().for_each(|update| count.see(update));
-        for response in status::responses(batch) {
+        for response in status::responses(&batch) {
             status::frame(&response, &mut logs);
         }
     }

@@ -109,7 +109,7 @@ impl Followed {
             }
             let Some(reader) = &mut self.reader else { return Ok(self.kept.next().transpose()?) };
             match reader.next().await {
-                Some(batch) => self.ready.extend(status::responses(batch)),
+                Some(batch) => self.ready.extend(status::responses(&batch)),
                 None => return Ok(None),
             }
         }

@@ -3,6 +3,9 @@
 
 use serde::Serialize;
 
+use super::cache_map::CacheMap;
+use super::cache_map::CacheOpts;
+use super::cache_map::InputKey;
 use super::op::Merge;
 use super::operate::OpError;
 use crate::cache::Cache;
@@ -12,8 +15,14 @@ use crate::cache::RefOptions;
 use crate::oci::Digest;
 
 impl Merge {
+    /// What the key of the vertex is made of, when it has `inputs` inputs.
+    pub(super) fn cache_map(&self, inputs: usize) -> CacheMap<ImmutableRef> {
+        let inputs = (0..inputs).map(|_| InputKey::default()).collect();
+        CacheMap { digest: self.cache_key(), inputs, opts: CacheOpts::new(), complete: true }
+    }
+
     /// The key of the op itself; its inputs add theirs.
-    pub(super) fn cache_key(&self) -> Digest {
+    fn cache_key(&self) -> Digest {
         #[derive(Serialize)]
         #[serde(rename_all = "PascalCase")]
         struct Key {

@@ -35,6 +35,13 @@ pub trait Operate: Send + Sync + 'static {
         index: usize,
     ) -> impl Future<Output = Result<CacheMap<Self::Output>, OpError>> + Send;
 
+    /// The cache map of a vertex that needs nothing but itself for it, and so has but one; `None` for one
+    /// that has to be asked by [`Operate::cache_map`]. Computes only: it is called where nobody may wait.
+    fn own_cache_map(&self, vertex: &Vertex) -> Option<CacheMap<Self::Output>> {
+        let _ = vertex;
+        None
+    }
+
     /// Runs the op on one result per input, in the vertex's order, for one result per output.
     fn run(
         &self,
@@ -57,10 +64,10 @@ pub trait Operate: Send + Sync + 'static {
     /// How near the result is. Reads metadata only, and does not block for long.
     fn presence(&self, id: &ResultId) -> Presence;
 
-    /// False if there is no such result any more. What a result stands on need not be looked at: loading it
+    /// For each result whether it is still there. What a result stands on need not be looked at: loading it
     /// tells.
-    fn has(&self, id: &ResultId) -> bool {
-        self.presence(id) > Presence::Missing
+    fn have(&self, ids: &[&ResultId]) -> Vec<bool> {
+        ids.iter().map(|id| self.presence(id) > Presence::Missing).collect()
     }
 
     /// A result that another vertex of the same key made, as this vertex would have it: with what the

@@ -8,7 +8,6 @@ use tokio::sync::Semaphore;
 
 use super::cache_map::CacheMap;
 use super::cache_map::CacheOpts;
-use super::cache_map::InputKey;
 use super::exec;
 use super::exec::Execs;
 use super::graph::Vertex;
@@ -197,20 +196,35 @@ fn record_type(record_type: RecordType) -> cache::RecordType {
 impl Operate for Worker {
     type Output = ImmutableRef;
 
+    fn own_cache_map(&self, vertex: &Vertex) -> Option<CacheMap<ImmutableRef>> {
+        let inputs = vertex.inputs.len();
+        match &vertex.op {
+            Op::Merge(merge) => Some(merge.cache_map(inputs)),
+            Op::File(file) => Some(file.cache_map(inputs, &self.hasher)),
+            Op::Diff(diff) => Some(diff.cache_map(inputs)),
+            Op::Exec(op) if self.execs.is_some() => {
+                let content = |input: usize, paths: Vec<String>| {
+                    let paths = paths.into_iter().map(Selector::file).collect();
+                    Some(self.hasher.content(input, paths))
+                };
+                Some(exec::cache_map(op, inputs, content))
+            }
+            _ => None,
+        }
+    }
+
     async fn cache_map(
         &self,
         ctx: &Ctx,
         vertex: &Vertex,
         index: usize,
     ) -> Result<CacheMap<ImmutableRef>, OpError> {
+        if let Some(map) = self.own_cache_map(vertex) {
+            return Ok(map);
+        }
         let limit = match &vertex.op {
             Op::Image(source) => source.layer_limit,
             Op::OciLayout(source) => source.layer_limit,
-            Op::Merge(merge) => {
-                let inputs = vertex.inputs.iter().map(|_| InputKey::default()).collect();
-                let (digest, opts) = (merge.cache_key(), CacheOpts::new());
-                return Ok(CacheMap { digest, inputs, opts, complete: true });
-            }
             Op::Local(source) => {
                 let digest = Locals::cache_key(ctx, source)?;
                 return Ok(CacheMap { digest, inputs: Vec::new(), opts: CacheOpts::new(), complete: true });
@@ -220,16 +234,7 @@ impl Operate for Worker {
                 let digest = Web::cache_key(source, &file);
                 return Ok(CacheMap { digest, inputs: Vec::new(), opts: CacheOpts::new(), complete: true });
             }
-            Op::File(file) => return Ok(file.cache_map(vertex.inputs.len(), &self.hasher)),
-            Op::Diff(diff) => return Ok(diff.cache_map(vertex.inputs.len())),
-            Op::Exec(op) if self.execs.is_some() => {
-                let content = |input: usize, paths: Vec<String>| {
-                    let paths = paths.into_iter().map(Selector::file).collect();
-                    Some(self.hasher.content(input, paths))
-                };
-                return Ok(exec::cache_map(op, vertex.inputs.len(), content));
-            }
-            Op::Exec(_) => {
+            Op::Merge(_) | Op::File(_) | Op::Diff(_) | Op::Exec(_) => {
                 return Err(OpError::Unsupported { what: format!("the {} operation", vertex.op.kind()) });
             }
         };
@@ -332,13 +337,19 @@ impl Operate for Worker {
         }
     }
 
-    fn has(&self, id: &ResultId) -> bool {
-        let has = |id| {
-            self.cache
-                .has(&id)
-                .inspect_err(|error| tracing::warn!(%id, %error, "a record can't be looked at"))
+    fn have(&self, ids: &[&ResultId]) -> Vec<bool> {
+        let named: Vec<Option<RecordId>> = ids.iter().map(|id| id.0.parse().ok()).collect();
+        let records: Vec<RecordId> = named.iter().copied().flatten().collect();
+        let have = self.cache.have(&records).unwrap_or_else(|error| {
+            tracing::warn!(%error, "records can't be looked at");
+            vec![false; records.len()]
+        });
+        let mut have = have.into_iter();
+        let mut has = |id: &ResultId, named: Option<RecordId>| match named {
+            Some(_) => have.next().unwrap_or(false),
+            None => id.0 == SCRATCH,
         };
-        id.0 == SCRATCH || id.0.parse().is_ok_and(|id| has(id).unwrap_or(false))
+        ids.iter().zip(named).map(|(id, named)| has(id, named)).collect()
     }
 
     fn result_id(&self, output: &Option<ImmutableRef>) -> Option<ResultId> {

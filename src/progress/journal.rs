@@ -1,6 +1,5 @@
 //! [`Journal`]: the progress of one build, readable from its start by any number of readers.
 
-use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -16,9 +15,11 @@ use crate::oci::Digest;
 /// Updates in order, with the outdated values of items left out. A vertex and the builds that wait for it share them.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
-    by_number: BTreeMap<u64, Arc<Update>>,
+    /// By number; `None` where the value of an item is outdated.
+    by_number: Vec<(u64, Option<Arc<Update>>)>,
     items: HashMap<(Digest, String), u64>,
     next: u64,
+    outdated: usize,
 }
 
 impl Entries {
@@ -28,13 +29,36 @@ impl Entries {
         if let Update::Item(item) = &*update
             && let Some(outdated) = self.items.insert((item.vertex, item.id.clone()), number)
         {
-            self.by_number.remove(&outdated);
+            self.forget(outdated);
         }
-        self.by_number.insert(number, update);
+        self.by_number.push((number, Some(update)));
+    }
+
+    fn forget(&mut self, number: u64) {
+        let at = self.from(number);
+        if let Some((_, update)) = self.by_number.get_mut(at) {
+            *update = None;
+            self.outdated += 1;
+        }
+        // As many were added since the last time, so that each is moved a bounded number of times.
+        if self.outdated > self.by_number.len() / 2 {
+            self.by_number.retain(|(_, update)| update.is_some());
+            self.outdated = 0;
+        }
+    }
+
+    /// Where the first update is whose number is `number` or higher.
+    fn from(&self, number: u64) -> usize {
+        self.by_number.partition_point(|(n, _)| *n < number)
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Update>> {
-        self.by_number.values()
+        self.since(0)
+    }
+
+    /// Those whose number is `number` or higher.
+    fn since(&self, number: u64) -> impl Iterator<Item = &Arc<Update>> {
+        self.by_number[self.from(number)..].iter().filter_map(|(_, update)| update.as_ref())
     }
 }
 
@@ -120,14 +144,13 @@ impl Reader {
     /// Everything new, in order; waits while there is nothing. `None` after the end.
     ///
     /// Cancellation safe: nothing is taken before the future is ready.
-    pub async fn next(&mut self) -> Option<Vec<Update>> {
+    pub async fn next(&mut self) -> Option<Vec<Arc<Update>>> {
         loop {
             let from = self.next;
             // The journal is held by `self`, so the sender lives.
             let tail = *self.tail.wait_for(|tail| tail.closed || tail.next > from).await.ok()?;
             let entries = self.journal.entries();
-            let batch: Vec<Update> =
-                entries.by_number.range(from..).map(|(_, update)| Update::clone(update)).collect();
+            let batch: Vec<Arc<Update>> = entries.since(from).cloned().collect();
             self.next = entries.next;
             if !batch.is_empty() {
                 return Some(batch);

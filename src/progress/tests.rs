@@ -6,7 +6,7 @@ fn vertex(name: &str) -> Vertex {
     Vertex::new(Digest::sha256(name), name)
 }
 
-async fn drain(journal: &Journal) -> Vec<Update> {
+async fn drain(journal: &Journal) -> Vec<Arc<Update>> {
     journal.close();
     let mut reader = journal.reader();
     let mut all = Vec::new();
@@ -17,11 +17,11 @@ async fn drain(journal: &Journal) -> Vec<Update> {
 }
 
 /// The states of `name` as letters: announced, started, completed.
-fn states(updates: &[Update], name: &str) -> String {
+fn states(updates: &[Arc<Update>], name: &str) -> String {
     let digest = Digest::sha256(name);
     updates
         .iter()
-        .filter_map(|u| match u {
+        .filter_map(|u| match &**u {
             Update::Vertex(v) if v.digest == digest => Some(match (v.started, v.completed) {
                 (None, _) => 'a',
                 (Some(_), None) => 's',
@@ -65,8 +65,9 @@ async fn what_a_step_used_is_told_with_its_end_and_not_of_its_next_run() {
     progress.complete(Some("failed".to_owned()));
     progress.start();
     progress.complete(None);
-    let used = drain(&journal).await.into_iter().filter_map(|update| match update {
-        Update::Vertex(vertex) => Some(vertex.usage.map(|samples| samples.to_vec())),
+    let all = drain(&journal).await;
+    let used = all.iter().filter_map(|update| match &**update {
+        Update::Vertex(vertex) => Some(vertex.usage.as_ref().map(|samples| samples.to_vec())),
         _ => None,
     });
     let used: Vec<_> = used.collect();
@@ -83,8 +84,10 @@ async fn a_slow_reader_gets_only_the_newest_value_of_an_item() {
         item.update(n);
     }
     item.complete();
-    let items: Vec<_> = drain(&journal).await.into_iter().filter(|u| matches!(u, Update::Item(_))).collect();
-    let [Update::Item(item)] = items.as_slice() else { panic!("{items:?}") };
+    let all = drain(&journal).await;
+    let items: Vec<_> =
+        all.iter().filter_map(|u| if let Update::Item(i) = &**u { Some(i) } else { None }).collect();
+    let [item] = items.as_slice() else { panic!("{items:?}") };
     assert_eq!((item.current, item.total), (100, 100));
     assert!(item.completed.is_some());
 }
@@ -99,8 +102,8 @@ async fn an_item_never_comes_before_its_vertex() {
     progress.complete(None);
     item.set(2, 2);
     let all = drain(&journal).await;
-    let first_vertex = all.iter().position(|u| matches!(u, Update::Vertex(_)));
-    let first_item = all.iter().position(|u| matches!(u, Update::Item(_)));
+    let first_vertex = all.iter().position(|u| matches!(**u, Update::Vertex(_)));
+    let first_item = all.iter().position(|u| matches!(**u, Update::Item(_)));
     assert!(first_vertex < first_item);
 }
 
@@ -128,7 +131,7 @@ async fn a_step_that_ends_while_somebody_is_busy_completes_with_the_last_of_them
     drop(busy);
     let all = drain(&journal).await;
     assert_eq!(states(&all, "v"), "asc");
-    let Some(Update::Vertex(last)) = all.last() else { panic!() };
+    let Some(Update::Vertex(last)) = all.last().map(|last| &**last) else { panic!() };
     assert_eq!(last.error.as_deref(), Some("no"));
 }
 

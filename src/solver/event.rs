@@ -50,7 +50,7 @@ pub type IsGone<R> = Arc<dyn Fn(&R) -> bool + Send + Sync>;
 /// Something happened.
 pub enum Event<R> {
     /// A job has a graph.
-    Load { interest: Interest, graph: Graph },
+    Load { interest: Arc<Interest>, graph: Graph },
     /// A caller waits for an output of a vertex that its job has loaded.
     Want { job: JobNumber, waiter: WaiterNumber, edge: Edge, reply: Reply<R> },
     /// A caller has stopped waiting.

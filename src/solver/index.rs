@@ -64,6 +64,20 @@ pub struct Query {
     pub keys: Vec<Key>,
 }
 
+impl Query {
+    /// How many things are asked for.
+    pub fn rows(&self) -> usize {
+        self.links.len() + self.keys.len()
+    }
+}
+
+impl Answer {
+    /// To a query for things that are not known.
+    pub fn nothing(query: &Query) -> Answer {
+        Answer { links: vec![Vec::new(); query.links.len()], records: Vec::new() }
+    }
+}
+
 /// What a lookup found.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Answer {
@@ -126,19 +140,23 @@ impl KeyIndex {
         Ok(KeyIndex(Arc::new(Inner { db, behind: Mutex::new(behind) })))
     }
 
-    /// Looks up links and records. The presence of records is left at [`Presence::Remote`].
+    /// Looks up links and records, on one snapshot for all of `queries`. The presence of records is left at
+    /// [`Presence::Remote`].
     ///
-    /// Blocks for a few disk reads at most; writes nothing.
-    pub fn look(&self, query: &Query) -> Result<Answer, DbError> {
+    /// Blocks for a few disk reads per row at most; writes nothing.
+    pub fn look<'q>(&self, queries: impl IntoIterator<Item = &'q Query>) -> Result<Vec<Answer>, DbError> {
         // What is behind is read before the snapshot: an addition is dropped there only once snapshots
         // contain it.
-        let mut answer = self.behind().look(query);
+        let mut asked: Vec<(&Query, Answer)> = {
+            let behind = self.behind();
+            queries.into_iter().map(|query| (query, behind.look(query))).collect()
+        };
         let seen = self.0.db.read(|tx| {
-            look(tx, query, &mut answer)?;
+            look(tx, &mut asked)?;
             sequence(tx)
         })?;
         self.behind().settle(seen);
-        Ok(answer)
+        Ok(asked.into_iter().map(|(_, answer)| answer).collect())
     }
 
     /// Adds links and records: seen by the next lookup, durable within a second.
@@ -243,29 +261,35 @@ fn sequence(tx: &ReadTx) -> Result<u64, DbError> {
     Ok(table.get(LAST)?.map_or(0, |row| row.value()))
 }
 
-fn look(tx: &ReadTx, query: &Query, answer: &mut Answer) -> Result<(), DbError> {
-    if !query.links.is_empty()
+/// Adds to each answer what the snapshot has. Opening a table costs more than a row of it.
+fn look(tx: &ReadTx, asked: &mut [(&Query, Answer)]) -> Result<(), DbError> {
+    if asked.iter().any(|(query, _)| !query.links.is_empty())
         && let Some(table) = tx.multimap(LINKS)?
     {
-        for (link, found) in query.links.iter().zip(&mut answer.links) {
-            for row in table.get(link.bytes().as_slice())? {
-                let key = key(row?.value())?;
-                if !found.contains(&key) {
-                    found.push(key);
+        for (query, answer) in asked.iter_mut() {
+            for (link, found) in query.links.iter().zip(&mut answer.links) {
+                for row in table.get(link.bytes().as_slice())? {
+                    let key = key(row?.value())?;
+                    if !found.contains(&key) {
+                        found.push(key);
+                    }
                 }
             }
         }
     }
-    if !query.keys.is_empty()
+    if asked.iter().any(|(query, _)| !query.keys.is_empty())
         && let Some(table) = tx.table(RECORDS)?
     {
-        for key in &query.keys {
-            for row in table.range(prefix(&key.0).0.as_slice()..=prefix(&key.0).1.as_slice())? {
-                let (row, created) = row?;
-                let (edge, id) = record(row.value())?;
-                if !answer.records.iter().any(|r| r.key == edge && r.id == id) {
-                    let created = created.value();
-                    answer.records.push(Record { key: edge, id, created, presence: Presence::Remote });
+        for (query, answer) in asked.iter_mut() {
+            for key in &query.keys {
+                let (low, high) = prefix(&key.0);
+                for row in table.range(low.as_slice()..=high.as_slice())? {
+                    let (row, created) = row?;
+                    let (edge, id) = record(row.value())?;
+                    if !answer.records.iter().any(|r| r.key == edge && r.id == id) {
+                        let created = created.value();
+                        answer.records.push(Record { key: edge, id, created, presence: Presence::Remote });
+                    }
                 }
             }
         }
@@ -324,11 +348,11 @@ pub fn forget_rows(tx: &WriteTx, gone: &[ResultId]) -> Result<(), DbError> {
     Ok(())
 }
 
-/// The range of rows that begin with `key`. No row is longer than the upper end.
-fn prefix(key: &[u8; 32]) -> (Vec<u8>, Vec<u8>) {
-    let mut high = key.to_vec();
-    high.extend_from_slice(&[0xff; 64]);
-    (key.to_vec(), high)
+/// The range of rows that begin with `key`. No row is above the upper end.
+fn prefix(key: &[u8; 32]) -> ([u8; 32], [u8; 96]) {
+    let mut high = [0xff; 96];
+    high[..32].copy_from_slice(key);
+    (*key, high)
 }
 
 fn key(bytes: &[u8]) -> Result<Key, DbError> {

@@ -228,11 +228,11 @@ impl<O: Operate> Job<O> {
 
 /// Completes every vertex of `journal` that is open, as cancelled.
 fn complete_open(journal: &Journal) {
-    let mut open: HashMap<Digest, Vertex> = HashMap::new();
+    let past = journal.reader().next().now_or_never().flatten().unwrap_or_default();
+    let mut open: HashMap<Digest, &Vertex> = HashMap::new();
     let mut order = Vec::new();
-    let past = journal.reader().next().now_or_never().flatten();
-    for update in past.unwrap_or_default() {
-        if let Update::Vertex(vertex) = update {
+    for update in &past {
+        if let Update::Vertex(vertex) = &**update {
             if vertex.started.is_some() && vertex.completed.is_none() {
                 order.push(vertex.digest);
                 open.insert(vertex.digest, vertex);
@@ -246,7 +246,7 @@ fn complete_open(journal: &Journal) {
             journal.send(Update::Vertex(Vertex {
                 completed: Some(SystemTime::now()),
                 error: Some("context canceled".to_owned()),
-                ..vertex
+                ..Vertex::clone(vertex)
             }));
         }
     }

@@ -2,6 +2,9 @@
 //!
 //! # Invariants
 //!
+//! Events that come together may be applied together: what comes of them is what would come of them in
+//! some order.
+//!
 //! [`Scheduler::apply`] waits for nothing and asks nobody: whatever it needs to know comes as an event,
 //! whatever it needs done leaves as an effect. It is deterministic, so that a test can drive every
 //! interleaving.
@@ -155,8 +158,22 @@ impl<R: Clone> Scheduler<R> {
         }
     }
 
-    /// Changes the state as the event says, and gives what is to be done.
-    pub fn apply(&mut self, event: Event<R>) -> Vec<Effect<R>> {
+    /// Changes the state as the events say, in their order, and gives what is to be done. Nodes are looked at
+    /// when all have been heard: one that several events are about decides once.
+    pub fn apply(&mut self, events: impl IntoIterator<Item = Event<R>>) -> Vec<Effect<R>> {
+        for event in events {
+            let is_leave = matches!(event, Event::Leave { .. });
+            self.hear(event);
+            // Who comes after a job does not find what was that job's alone.
+            if is_leave {
+                self.settle();
+            }
+        }
+        self.settle();
+        std::mem::take(&mut self.effects)
+    }
+
+    fn hear(&mut self, event: Event<R>) {
         match event {
             Event::Load { interest, graph } => self.load(&interest, &graph),
             Event::Want { job, waiter, edge, reply } => self.wait(job, waiter, edge, reply),
@@ -173,8 +190,6 @@ impl<R: Clone> Scheduler<R> {
             Event::Leave { job } => self.leave(job),
             Event::Ended { task, ending } => self.ended(task, ending),
         }
-        self.settle();
-        std::mem::take(&mut self.effects)
     }
 
     /// Nodes and slots looked at so far.
@@ -209,7 +224,7 @@ impl<R: Clone> Scheduler<R> {
         }
     }
 
-    fn load(&mut self, interest: &Interest, graph: &Graph) {
+    fn load(&mut self, interest: &Arc<Interest>, graph: &Graph) {
         let mut mine = self.jobs.remove(&interest.job).unwrap_or_default();
         for vertex in graph.inputs_first() {
             self.steps += 1 + vertex.inputs.len() as u64;
@@ -280,11 +295,11 @@ impl<R: Clone> Scheduler<R> {
     }
 
     /// Gives a job a share in a node and in what it depends on.
-    fn attach(&mut self, id: NodeId, interest: &Interest) {
+    fn attach(&mut self, id: NodeId, interest: &Arc<Interest>) {
         let mut stack = vec![id];
         while let Some(id) = stack.pop() {
             let node = &mut self.nodes[id];
-            if node.jobs.insert(interest.job, interest.clone()).is_some() {
+            if node.jobs.insert(interest.job, Arc::clone(interest)).is_some() {
                 continue;
             }
             self.steps += 1;
@@ -370,6 +385,9 @@ impl<R: Clone> Scheduler<R> {
     /// Answers the waiters of a node that can be answered.
     pub(super) fn answer_waiters(&mut self, id: NodeId) {
         let node = &self.nodes[id];
+        if node.waiters.is_empty() {
+            return;
+        }
         let error = node.error().cloned();
         let ready: BTreeMap<WaiterNumber, _> = node
             .waiters

@@ -194,7 +194,7 @@ pub struct Node<R> {
     pub shell: Arc<Shell>,
     pub state: VertexState,
     /// Jobs whose graphs have the vertex.
-    pub jobs: BTreeMap<JobNumber, Interest>,
+    pub jobs: BTreeMap<JobNumber, Arc<Interest>>,
     /// Who has this vertex as which input.
     pub consumers: BTreeSet<(NodeId, u32)>,
     /// Vertices that wait for this one's run.

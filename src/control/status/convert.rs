@@ -1,11 +1,13 @@
 //! Batches of updates as messages, and messages as the bytes that are kept of a build.
 
+use std::sync::Arc;
+
 use bytes::Buf as _;
 use bytes::Bytes;
 use bytes::BytesMut;
 use prost::Message as _;
 
-use super::sort;
+use super::told;
 use crate::progress::Item;
 use crate::progress::Log;
 use crate::progress::LogStream;
@@ -24,12 +26,11 @@ const SPLIT: usize = 1 << 20;
 pub type Response = control::StatusResponse;
 
 /// The messages that tell a batch.
-pub fn responses(mut batch: Vec<Update>) -> Vec<Response> {
-    sort(&mut batch);
+pub fn responses(batch: &[Arc<Update>]) -> Vec<Response> {
     let mut responses = Vec::new();
     let mut open = control::StatusResponse::default();
     let mut size = 0;
-    for update in batch {
+    for update in told(batch) {
         size += match update {
             Update::Vertex(vertex) => push(&mut open.vertexes, self::vertex(vertex)),
             Update::Item(item) => push(&mut open.statuses, self::item(item)),
@@ -55,28 +56,28 @@ fn push<M: prost::Message>(list: &mut Vec<M>, message: M) -> usize {
     size
 }
 
-fn vertex(vertex: Vertex) -> control::Vertex {
+fn vertex(vertex: &Vertex) -> control::Vertex {
     control::Vertex {
         digest: vertex.digest.to_string(),
         inputs: vertex.inputs.iter().map(ToString::to_string).collect(),
-        name: vertex.name,
+        name: vertex.name.clone(),
         cached: vertex.cached,
         started: vertex.started.map(Into::into),
         completed: vertex.completed.map(Into::into),
-        error: vertex.error.unwrap_or_default(),
-        progress_group: vertex.group.map(|group| pb::ProgressGroup {
-            id: group.id,
-            name: group.name,
+        error: vertex.error.clone().unwrap_or_default(),
+        progress_group: vertex.group.as_ref().map(|group| pb::ProgressGroup {
+            id: group.id.clone(),
+            name: group.name.clone(),
             weak: group.weak,
         }),
     }
 }
 
-fn item(item: Item) -> control::VertexStatus {
+fn item(item: &Item) -> control::VertexStatus {
     control::VertexStatus {
-        id: item.id,
+        id: item.id.clone(),
         vertex: item.vertex.to_string(),
-        name: item.name,
+        name: item.name.clone(),
         current: i64::try_from(item.current).unwrap_or(i64::MAX),
         total: i64::try_from(item.total).unwrap_or(i64::MAX),
         timestamp: Some(item.timestamp.into()),
@@ -85,7 +86,7 @@ fn item(item: Item) -> control::VertexStatus {
     }
 }
 
-fn log(log: Log) -> control::VertexLog {
+fn log(log: &Log) -> control::VertexLog {
     control::VertexLog {
         vertex: log.vertex.to_string(),
         timestamp: Some(log.timestamp.into()),
@@ -93,17 +94,17 @@ fn log(log: Log) -> control::VertexLog {
             LogStream::Stdout => 1,
             LogStream::Stderr => 2,
         },
-        msg: log.data,
+        msg: log.data.clone(),
     }
 }
 
-fn warning(warning: Warning) -> control::VertexWarning {
+fn warning(warning: &Warning) -> control::VertexWarning {
     control::VertexWarning {
         vertex: warning.vertex.to_string(),
         level: warning.level,
-        short: warning.short,
-        detail: warning.detail,
-        url: warning.url,
+        short: warning.short.clone(),
+        detail: warning.detail.clone(),
+        url: warning.url.clone(),
         info: warning.source.as_ref().map(source_info),
         ranges: warning.ranges.iter().map(range).collect(),
     }
@@ -111,11 +112,10 @@ fn warning(warning: Warning) -> control::VertexWarning {
 
 /// Appends a message as it is kept: its length in four bytes, the lowest first, and then itself.
 pub fn frame(response: &Response, out: &mut BytesMut) {
-    let message = response.encode_to_vec();
     // A message is not much larger than one update, and an update than what a client may send.
-    let length = u32::try_from(message.len()).expect("a status message is smaller than 4 GiB");
+    let length = u32::try_from(response.encoded_len()).expect("a status message is smaller than 4 GiB");
     out.extend_from_slice(&length.to_le_bytes());
-    out.extend_from_slice(&message);
+    response.encode(out).expect("the buffer grows");
 }
 
 /// What is kept of a build is damaged.

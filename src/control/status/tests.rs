@@ -78,14 +78,14 @@ fn play(actions: &[Action]) -> Vec<Response> {
                 }),
                 Action::Read => {
                     if let Some(batch) = reader.next().now_or_never() {
-                        messages.extend(responses(batch.unwrap()));
+                        messages.extend(responses(&batch.unwrap()));
                     }
                 }
             }
         }
         journal.close();
         while let Some(batch) = reader.next().await {
-            messages.extend(responses(batch));
+            messages.extend(responses(&batch));
         }
         messages
     })
@@ -167,29 +167,58 @@ proptest! {
 fn vertices_come_in_the_order_of_their_start_and_those_without_one_first() {
     let at = |second| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(second));
     let vertex = |name: &str, started, completed| {
-        Update::Vertex(Vertex { started, completed, ..Vertex::new(Digest::sha256(name), name) })
+        Arc::new(Update::Vertex(Vertex { started, completed, ..Vertex::new(Digest::sha256(name), name) }))
     };
-    let batch = vec![
+    let batch = [
         vertex("late", at(9), None),
         vertex("early", at(5), None),
         vertex("early", at(5), at(6)),
         vertex("waiting", None, None),
         vertex("early", at(8), None),
     ];
-    let [message] = responses(batch).try_into().unwrap();
+    let [message] = responses(&batch).try_into().unwrap();
     let told: Vec<(&str, i64, bool)> = message
         .vertexes
         .iter()
         .map(|v| (v.name.as_str(), v.started.map_or(0, |at| at.seconds), v.completed.is_some()))
         .collect();
-    let expected = [
-        ("waiting", 0, false),
-        ("early", 5, false),
-        ("early", 5, true),
-        ("early", 8, false),
-        ("late", 9, false),
-    ];
+    let expected = [("waiting", 0, false), ("early", 5, true), ("early", 8, false), ("late", 9, false)];
     assert_eq!(told, expected);
+}
+
+/// Each vertex of a known build was told three times: announced, begun, and ended at once.
+#[tokio::test]
+async fn a_state_that_a_later_one_of_the_same_batch_contains_is_not_told() {
+    let journal = Journal::new();
+    let vertices: Vec<_> = (0..100)
+        .map(|n| {
+            let vertex = Vertex::new(Digest::sha256(n.to_string()), n.to_string());
+            VertexProgress::new(vertex, Arc::new(journal.clone()))
+        })
+        .collect();
+    let mut follower = journal.reader();
+    let announced = responses(&follower.next().await.unwrap());
+    assert_eq!(announced.iter().map(|message| message.vertexes.len()).sum::<usize>(), 100);
+    for (n, vertex) in vertices.iter().enumerate() {
+        vertex.start();
+        if n > 0 {
+            vertex.complete(None);
+        }
+    }
+    vertices[1].start();
+    journal.close();
+    let then = responses(&follower.next().await.unwrap());
+    let [then] = then.as_slice() else { panic!("{} messages", then.len()) };
+    assert_eq!(then.vertexes.len(), 101, "the one that has begun anew ended before");
+    let states = |n: &str| {
+        let of = then.vertexes.iter().filter(|vertex| vertex.name == n);
+        of.map(|vertex| (vertex.started.is_some(), vertex.completed.is_some())).collect::<Vec<_>>()
+    };
+    assert_eq!(states("0"), [(true, false)]);
+    assert_eq!(states("1"), [(true, true), (true, false)]);
+    assert_eq!(states("2"), [(true, true)]);
+    let late = responses(&journal.reader().next().await.unwrap());
+    assert_eq!(late.iter().map(|message| message.vertexes.len()).sum::<usize>(), 101);
 }
 
 #[test]

@@ -31,12 +31,12 @@ fn stored(to: &str, from: &[&str], results: &[&str]) -> Stored {
 
 fn leads(index: &KeyIndex, from: &str, input: u32) -> Vec<Key> {
     let query = Query { links: vec![link(from, input)], keys: Vec::new() };
-    index.look(&query).unwrap().links.remove(0)
+    index.look([&query]).unwrap().remove(0).links.remove(0)
 }
 
 fn results(index: &KeyIndex, of: &str) -> Vec<String> {
     let query = Query { links: Vec::new(), keys: vec![key(of)] };
-    index.look(&query).unwrap().records.into_iter().map(|record| record.id.0).collect()
+    index.look([&query]).unwrap().remove(0).records.into_iter().map(|record| record.id.0).collect()
 }
 
 /// Waits until everything queued so far is in the snapshots.

@@ -140,6 +140,10 @@ pub struct World {
     errors: usize,
     journals: HashMap<u64, Journal>,
     pub max_pending: usize,
+    /// What the scheduler has not heard yet.
+    unheard: Vec<Event<u64>>,
+    /// Percent of events that come together with the next one.
+    together: usize,
 }
 
 impl World {
@@ -161,6 +165,8 @@ impl World {
             errors: 0,
             journals: HashMap::new(),
             max_pending: 0,
+            unheard: Vec::new(),
+            together: 0,
         }
     }
 
@@ -169,7 +175,7 @@ impl World {
         self.behaviours.extend(behaviours);
         let journal = self.journals.entry(job).or_default().clone();
         let sessions = vec![SessionId::new(&format!("session-{job}"))];
-        let interest = Interest { job: JobNumber(job), sessions, journal };
+        let interest = Arc::new(Interest { job: JobNumber(job), sessions, journal });
         self.tell(Event::Load { interest, graph });
     }
 
@@ -207,7 +213,15 @@ impl World {
     }
 
     fn tell(&mut self, event: Event<u64>) {
-        for effect in self.scheduler.apply(event) {
+        self.unheard.push(event);
+        if !self.dice.chance(self.together) {
+            self.hear();
+        }
+    }
+
+    /// Lets the scheduler hear all that it was told.
+    fn hear(&mut self) {
+        for effect in self.scheduler.apply(std::mem::take(&mut self.unheard)) {
             match effect {
                 Effect::Cancel { task } => {
                     self.running.remove(&task);
@@ -354,7 +368,12 @@ impl World {
             let ready: Vec<usize> = (0..scripts.len()).filter(|s| next[*s] < scripts[*s].len()).collect();
             let options = self.pending.len() + ready.len();
             if options == 0 {
-                break;
+                if self.unheard.is_empty() {
+                    break;
+                }
+                self.hear();
+                self.check_answers();
+                continue;
             }
             let choice = if options == 1 { 0 } else { choices.choose(options) };
             if choice < self.pending.len() {
@@ -406,8 +425,15 @@ fn random_script(job: u64, plan: &Plan, dice: &mut Dice, losing: bool) -> Vec<Ac
     script
 }
 
-/// Plays random jobs over a random plan. Jobs leave at any time, or when all results have come.
+/// Plays random jobs over a random plan, with events that come one by one and with events that come together. Jobs
+/// leave at any time, or when all results have come.
 fn explore(seed: u64, faults: Faults, ignore_cache: bool, losing: bool) {
+    for together in [0, 50, 90] {
+        explore_told(together, seed, faults, ignore_cache, losing);
+    }
+}
+
+fn explore_told(together: usize, seed: u64, faults: Faults, ignore_cache: bool, losing: bool) {
     let mut dice = Dice(seed);
     let plan = model::random_plan(&mut dice, ignore_cache);
     let jobs = 1 + dice.roll(3) as u64;
@@ -420,6 +446,7 @@ fn explore(seed: u64, faults: Faults, ignore_cache: bool, losing: bool) {
     }
     let mut world = World::new(seed ^ 0x5eed);
     world.faults = faults;
+    world.together = together;
     let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         world.play(&plan, &scripts, &mut dice);
         if patient {
@@ -427,13 +454,13 @@ fn explore(seed: u64, faults: Faults, ignore_cache: bool, losing: bool) {
         }
         world.check_end(&plan, &scripts);
     }));
-    report(seed, &plan, &scripts, played);
+    report((seed, together), &plan, &scripts, played);
 }
 
 /// Says what to play again.
-fn report(seed: u64, plan: &Plan, scripts: &[Vec<Act>], played: std::thread::Result<()>) {
+fn report(seed: (u64, usize), plan: &Plan, scripts: &[Vec<Act>], played: std::thread::Result<()>) {
     if let Err(panic) = played {
-        eprintln!("seed {seed}\n{plan:#?}\n{scripts:#?}");
+        eprintln!("seed {seed:?}\n{plan:#?}\n{scripts:#?}");
         std::panic::resume_unwind(panic);
     }
 }

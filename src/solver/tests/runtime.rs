@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::Semaphore;
 
@@ -41,6 +43,8 @@ use crate::task::Tasks;
 /// Ops of the model, counted, and held back where a test says so.
 #[derive(Default)]
 struct Ops {
+    /// Cache maps follow from the vertex alone.
+    own_maps: AtomicBool,
     behaviours: Mutex<HashMap<VertexDigest, Behaviour>>,
     log: Mutex<Vec<String>>,
     /// Results by the name of their record.
@@ -81,6 +85,11 @@ impl Ops {
 
 impl Operate for Ops {
     type Output = u64;
+
+    fn own_cache_map(&self, vertex: &Vertex) -> Option<CacheMap<u64>> {
+        let behaviour = self.behaviour(vertex);
+        self.own_maps.load(Ordering::Relaxed).then(|| model::cache_map(&behaviour, 0))
+    }
 
     async fn cache_map(&self, _: &Ctx, vertex: &Vertex, index: usize) -> Result<CacheMap<u64>, OpError> {
         let behaviour = self.behaviour(vertex);
@@ -129,8 +138,9 @@ impl Operate for Ops {
         output
     }
 
-    fn has(&self, id: &ResultId) -> bool {
-        locked(&self.results).contains_key(&id.0)
+    fn have(&self, ids: &[&ResultId]) -> Vec<bool> {
+        let results = locked(&self.results);
+        ids.iter().map(|id| results.contains_key(&id.0)).collect()
     }
 
     fn presence(&self, id: &ResultId) -> Presence {
@@ -237,6 +247,24 @@ async fn a_result_without_a_rival_is_not_compared() {
     house.solve(&plan, "", 2).await.unwrap();
     assert_eq!(house.ops.count("run top"), 1);
     assert_eq!(house.ops.count("compare"), 0);
+}
+
+/// There was a task and a snapshot for each vertex.
+#[tokio::test]
+async fn a_known_merge_of_a_thousand_takes_a_few_tasks_and_snapshots() {
+    let mut plan = Plan::default();
+    let roots: Vec<usize> = (0..1_000).map(|n| plan.root(&format!("root {n}"))).collect();
+    let merge = plan.op("merge", &roots);
+    let house = House::new();
+    house.ops.own_maps.store(true, Ordering::Relaxed);
+    house.solve(&plan, "", merge).await.unwrap();
+    let house = house.restart().await;
+    let (tasks, reads) = (house.tasks.spawned(), house.db.reads());
+    assert_eq!(house.solve(&plan, "", merge).await.unwrap(), Some(plan.values()[merge][0]));
+    assert_eq!(house.ops.count("run merge"), 1);
+    // What is known of the roots, and of the merge, which is loaded; and the job that is over.
+    assert_eq!(house.tasks.spawned() - tasks, 4);
+    assert_eq!(house.db.reads() - reads, 2);
 }
 
 #[tokio::test]
@@ -371,8 +399,8 @@ async fn states(job: &Job<Ops>) -> String {
     let mut last: Vec<(String, char)> = Vec::new();
     while let Some(updates) = reader.next().await {
         for update in updates {
-            let Update::Vertex(v) = update else { continue };
-            let state = match (v.started, v.completed, v.cached, v.error) {
+            let Update::Vertex(v) = &*update else { continue };
+            let state = match (v.started, v.completed, v.cached, &v.error) {
                 (_, _, _, Some(_)) => 'x',
                 (_, Some(_), true, None) => 'C',
                 (_, Some(_), false, None) => 'c',
@@ -381,7 +409,7 @@ async fn states(job: &Job<Ops>) -> String {
             };
             match last.iter_mut().find(|(name, _)| *name == v.name) {
                 Some((_, old)) => *old = state,
-                None => last.push((v.name, state)),
+                None => last.push((v.name.clone(), state)),
             }
         }
     }
