@@ -83,7 +83,6 @@ pub use job::RunningJob;
 pub use jobs::JobExists;
 pub use jobs::Jobs;
 pub use jobs::NoSuchJob;
-pub use jobs::Wait;
 
 use crate::ops::Edge;
 use crate::ops::Graph;

@@ -34,7 +34,6 @@ use crate::proto::control::control_server::ControlServer;
 use crate::proto::health::health_server::HealthServer;
 use crate::session::Sessions;
 use crate::solver::JobId;
-use crate::solver::Wait;
 
 /// When a stream began, so that clients can tell their clock from ours.
 const TIMESTAMP: &str = "buildkit-current-timestamp";
@@ -77,15 +76,14 @@ impl ControlService {
     /// The status of a build: of its job while there is one, else what the history keeps.
     async fn follow(self, build: String) -> Result<Followed, Status> {
         let id = JobId(build);
-        if let Some(job) = self.builds.jobs().find(&id) {
-            return Ok(Followed::live(job.journal().reader()));
+        if let Some(journal) = self.builds.jobs().journal(&id) {
+            return Ok(Followed::live(journal.reader()));
         }
         if let Some(kept) = self.builds.history().logs(&id.0).await? {
             let kept = kept.read_all().await.map_err(HistoryError::from)?;
             return Ok(Followed { reader: None, kept: Frames(kept), ready: VecDeque::new() });
         }
-        let job = self.builds.jobs().get(&id, Wait::Status).await?;
-        Ok(Followed::live(job.journal().reader()))
+        Ok(Followed::live(self.builds.jobs().follow(&id).await?.reader()))
     }
 }
 

@@ -42,7 +42,6 @@ use crate::solver::Jobs;
 use crate::solver::Rejected;
 use crate::solver::SolveError;
 use crate::solver::SolveReply;
-use crate::solver::Wait;
 use crate::solver::code_of;
 use crate::solver::convert::FailedRefs;
 use crate::solver::convert::unsupported_cap;
@@ -79,7 +78,7 @@ impl GatewayService {
         let Some(id) = id else {
             return Err(Status::invalid_argument(format!("a bridge call names its build in {BUILD_ID}")));
         };
-        let job = self.jobs.get(&JobId(id.to_owned()), Wait::Bridge).await?;
+        let job = self.jobs.get(&JobId(id.to_owned())).await?;
         if job.cancel().is_cancelled() {
             return Err(Status::not_found(format!("no such job {id}")));
         }

@@ -105,7 +105,7 @@ impl Journal {
     }
 
     /// True if both are one journal.
-    pub(super) fn same(&self, other: &Journal) -> bool {
+    pub fn same(&self, other: &Journal) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 

@@ -213,10 +213,6 @@ impl<O: Operate> Job<O> {
         LazyResult(Arc::new(lazy))
     }
 
-    pub(super) fn same(&self, other: &Job<O>) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-
     /// See [`RunningJob`].
     fn end(&self) {
         self.0.cancel.cancel();

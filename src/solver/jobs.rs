@@ -1,8 +1,13 @@
 //! [`Jobs`]: the builds of the daemon, by the ref that their client chose.
 //!
 //! A client calls `Solve`, `Status` and the bridge at the same time, so that a call may come before
-//! the job that it names: [`Jobs::get`] waits for it. A job that has ended is found for ten seconds
-//! more, by readers of its status that come late.
+//! the job that it names: [`Jobs::get`] and [`Jobs::follow`] wait for it. Of a job that has ended the
+//! journal is found for ten seconds more, by readers of its status that come late.
+//!
+//! # Invariants
+//!
+//! A job that has ended is kept by its journal alone: its refs, their definitions and what they were decoded
+//! from would add up to as much as all builds of ten seconds.
 //!
 //! # Locking
 //!
@@ -26,30 +31,17 @@ use super::job::JobSpec;
 use super::job::RunningJob;
 use crate::ops::Operate;
 use crate::ops::llb::Limits;
+use crate::progress::Journal;
 use crate::task::Tasks;
 
-/// How long an ended job can still be found.
+/// How long the journal of an ended job can still be found.
 const LINGER: Duration = Duration::from_secs(10);
+/// How long a call on the bridge waits for its job.
+const BRIDGE_WAIT: Duration = Duration::from_secs(3);
+/// How long a reader of the status does.
+const STATUS_WAIT: Duration = Duration::from_secs(6);
 
-/// Who waits for a job to come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Wait {
-    /// A call on the bridge: three seconds.
-    Bridge,
-    /// A reader of the status: six seconds.
-    Status,
-}
-
-impl Wait {
-    fn limit(self) -> Duration {
-        match self {
-            Wait::Bridge => Duration::from_secs(3),
-            Wait::Status => Duration::from_secs(6),
-        }
-    }
-}
-
-/// Nobody created the job while its caller waited.
+/// Nobody created the job while its caller waited, or it has ended.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("no such job {id}")]
 pub struct NoSuchJob {
@@ -75,9 +67,18 @@ struct Inner<O: Operate> {
     created: Notify,
 }
 
-struct Entry<O: Operate> {
-    job: Job<O>,
-    live: bool,
+enum Entry<O: Operate> {
+    Live(Job<O>),
+    Ended(Journal),
+}
+
+impl<O: Operate> Entry<O> {
+    fn journal(&self) -> &Journal {
+        match self {
+            Entry::Live(job) => job.journal(),
+            Entry::Ended(journal) => journal,
+        }
+    }
 }
 
 impl<O: Operate> Clone for Jobs<O> {
@@ -103,67 +104,86 @@ impl<O: Operate> Jobs<O> {
     pub fn create(&self, spec: JobSpec) -> Result<RunningJob<O>, JobExists> {
         let id = spec.id.clone();
         let mut map = self.map();
-        if map.get(&id).is_some_and(|entry| entry.live) {
+        if let Some(Entry::Live(_)) = map.get(&id) {
             return Err(JobExists { id });
         }
         let inner = &self.0;
         let job = Job::new(spec, inner.solver.clone(), Arc::clone(&inner.frontends), inner.limits);
-        map.insert(id, Entry { job: job.clone(), live: true });
+        map.insert(id.clone(), Entry::Live(job.clone()));
         drop(map);
         inner.created.notify_waiters();
-        let jobs = self.clone();
-        let ended = job.clone();
-        Ok(RunningJob::new(job, move || jobs.linger(ended)))
+        let (jobs, journal) = (self.clone(), job.journal().clone());
+        Ok(RunningJob::new(job, move || jobs.linger(id, journal)))
     }
 
-    /// Marks an ended job, and removes it in a while.
-    fn linger(&self, job: Job<O>) {
-        if let Some(entry) = self.map().get_mut(job.id()).filter(|entry| entry.job.same(&job)) {
-            entry.live = false;
-        }
+    /// Keeps the journal of an ended job for a while.
+    fn linger(&self, id: JobId, journal: Journal) {
+        let ended = {
+            let mut map = self.map();
+            let entry = map.get_mut(&id).filter(|entry| entry.journal().same(&journal));
+            entry.map(|entry| std::mem::replace(entry, Entry::Ended(journal.clone())))
+        };
+        // What it held goes without the lock.
+        drop(ended);
         // An owner may be dropped with the runtime, when nobody reads any more.
         if Handle::try_current().is_err() {
-            return self.remove(&job);
+            return self.remove(&id, &journal);
         }
         let (jobs, token) = (self.clone(), self.0.tasks.token().clone());
-        drop(self.0.tasks.spawn("job lingers", async move {
+        drop(self.0.tasks.spawn("journal lingers", async move {
             let _ = token.run_until_cancelled(tokio::time::sleep(LINGER)).await;
-            jobs.remove(&job);
+            jobs.remove(&id, &journal);
         }));
     }
 
-    fn remove(&self, job: &Job<O>) {
+    fn remove(&self, id: &JobId, journal: &Journal) {
         let mut map = self.map();
-        if map.get(job.id()).is_some_and(|entry| entry.job.same(job)) {
-            map.remove(job.id());
+        if map.get(id).is_some_and(|entry| entry.journal().same(journal)) {
+            map.remove(id);
         }
     }
 
-    /// The job of that ref, waiting a while for it to be created.
+    /// The live job of that ref, for a call on its bridge: waits three seconds for it to be created.
     ///
     /// Cancellation safe.
-    pub async fn get(&self, id: &JobId, wait: Wait) -> Result<Job<O>, NoSuchJob> {
+    pub async fn get(&self, id: &JobId) -> Result<Job<O>, NoSuchJob> {
+        let found = self.wait(id, BRIDGE_WAIT, |entry| match entry {
+            Entry::Live(job) => Some(job.clone()),
+            Entry::Ended(_) => None,
+        });
+        found.await?.ok_or_else(|| NoSuchJob { id: id.clone() })
+    }
+
+    /// The journal of the job of that ref, for a reader of its status: waits six seconds for it to be created.
+    ///
+    /// Cancellation safe.
+    pub async fn follow(&self, id: &JobId) -> Result<Journal, NoSuchJob> {
+        self.wait(id, STATUS_WAIT, |entry| entry.journal().clone()).await
+    }
+
+    /// The journal of the job of that ref, if one is there now or was a while ago.
+    pub fn journal(&self, id: &JobId) -> Option<Journal> {
+        self.map().get(id).map(|entry| entry.journal().clone())
+    }
+
+    /// What `take` takes of the entry, as soon as there is one.
+    async fn wait<T>(
+        &self,
+        id: &JobId,
+        limit: Duration,
+        take: impl Fn(&Entry<O>) -> T,
+    ) -> Result<T, NoSuchJob> {
         let find = async {
             loop {
                 let mut created = std::pin::pin!(self.0.created.notified());
                 created.as_mut().enable();
-                if let Some(job) = self.find(id) {
-                    return job;
+                if let Some(taken) = self.map().get(id).map(&take) {
+                    return taken;
                 }
                 created.await;
             }
         };
-        tokio::time::timeout(wait.limit(), find).await.map_err(|_| NoSuchJob { id: id.clone() })
-    }
-
-    /// The job of that ref, if it is there now.
-    pub fn find(&self, id: &JobId) -> Option<Job<O>> {
-        self.map().get(id).map(|entry| entry.job.clone())
-    }
-
-    /// The jobs that have not ended.
-    pub fn live(&self) -> Vec<Job<O>> {
-        self.map().values().filter(|entry| entry.live).map(|entry| entry.job.clone()).collect()
+        tokio::time::timeout(limit, find).await.map_err(|_| NoSuchJob { id: id.clone() })
     }
 
     fn map(&self) -> MutexGuard<'_, HashMap<JobId, Entry<O>>> {

@@ -23,6 +23,7 @@ use crate::ops::Presence;
 use crate::ops::ResultId;
 use crate::ops::Vertex;
 use crate::ops::VertexDigest;
+use crate::ops::llb::Definition;
 use crate::ops::llb::Limits;
 use crate::progress::Update;
 use crate::session::SessionGroup;
@@ -37,7 +38,6 @@ use crate::solver::LazyResult;
 use crate::solver::RunningJob;
 use crate::solver::SolveError;
 use crate::solver::Solver;
-use crate::solver::Wait;
 use crate::task::Tasks;
 
 /// Ops of the model, counted, and held back where a test says so.
@@ -449,12 +449,12 @@ async fn a_call_may_come_before_its_job_and_waits_for_it_only_so_long() {
     let house = House::new();
     let id = JobId("one".to_owned());
     let start = tokio::time::Instant::now();
-    let missing = house.jobs.get(&id, Wait::Bridge).await.unwrap_err();
+    let missing = house.jobs.get(&id).await.unwrap_err();
     assert_eq!(missing.to_string(), "no such job one");
     assert_eq!(start.elapsed().as_secs(), 3);
-    assert!(house.jobs.get(&id, Wait::Status).await.is_err());
+    assert!(house.jobs.follow(&id).await.is_err());
     assert_eq!(start.elapsed().as_secs(), 9);
-    let mut early = Box::pin(house.jobs.get(&id, Wait::Bridge));
+    let mut early = Box::pin(house.jobs.get(&id));
     assert!(futures::poll!(&mut early).is_pending());
     let job = house.job("one");
     assert_eq!(early.await.unwrap().id(), &id);
@@ -466,13 +466,32 @@ async fn a_call_may_come_before_its_job_and_waits_for_it_only_so_long() {
     };
     assert!(house.jobs.create(spec.clone()).is_err(), "it is live");
     drop(job);
-    assert!(house.jobs.find(&id).is_some(), "its status can still be read");
+    assert!(house.jobs.journal(&id).is_some(), "its status can still be read");
+    assert!(house.jobs.get(&id).await.is_err(), "nothing else can be asked of it");
     let again = house.jobs.create(spec).unwrap();
     tokio::time::sleep(std::time::Duration::from_secs(11)).await;
-    assert!(house.jobs.find(&id).is_some(), "the first one's end does not remove the second");
+    assert!(house.jobs.journal(&id).is_some(), "the first one's end does not remove the second");
     drop(again);
     tokio::time::sleep(std::time::Duration::from_secs(11)).await;
-    assert!(house.jobs.find(&id).is_none());
+    assert!(house.jobs.journal(&id).is_none());
+}
+
+/// The definitions of all builds of the last ten seconds, with what they were decoded from, were kept.
+#[tokio::test]
+async fn of_a_job_that_has_ended_the_journal_is_kept_and_nothing_else() {
+    let house = House::new();
+    let (id, definition) = (JobId("one".to_owned()), Arc::<Definition>::default());
+    let spec = JobSpec {
+        id: id.clone(),
+        sessions: SessionGroup::empty(),
+        inputs: [("input".to_owned(), Arc::clone(&definition))].into(),
+        entitlements: Default::default(),
+    };
+    let job = house.jobs.create(spec).unwrap();
+    assert_eq!(Arc::strong_count(&definition), 2);
+    drop(job);
+    assert_eq!(Arc::strong_count(&definition), 1);
+    assert!(house.jobs.journal(&id).is_some());
 }
 
 /// Prints the time of a build that finds everything, through the loop, its tasks and the index.
