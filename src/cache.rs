@@ -53,6 +53,7 @@ mod record;
 mod reference;
 mod remote;
 mod snapshots;
+mod stack;
 mod unpack;
 mod usage;
 
@@ -126,6 +127,7 @@ use record::Records;
 use record::Row;
 use record::Uses;
 use snapshots::Snapshots;
+use stack::Stack;
 
 /// Layers of one state at most, merges included. Manifests stop far below.
 pub const MAX_LAYERS: usize = 16_384;
@@ -296,14 +298,14 @@ impl Cache {
         handlers: &DescHandlers,
         options: RefOptions,
     ) -> Result<ImmutableRef, CacheError> {
-        let below = parent.map(ImmutableRef::parts).unwrap_or_default();
-        check_count(below.len() + layers.len())?;
+        let below = parent.map(|parent| parent.stack().clone()).unwrap_or_default();
+        check_count(below.count() + layers.len())?;
         let blobs: Vec<Descriptor> = layers.iter().map(|l| l.blob.clone()).collect();
         let plan = Plan::of_layers(layers, parent, options).ok_or(CacheError::Empty)?;
-        let parts = below.iter().cloned().chain(plan.parts()).collect();
+        let stack = below.with(plan.parts());
         let mut all = parent.map(|p| p.handlers().clone()).unwrap_or_default();
         all.extend(handlers);
-        self.make(plan, blobs, parts, all).await
+        self.make(plan, blobs, stack, all).await
     }
 
     /// The record of `parents` on top of each other, lowest first. One parent is its own merge.
@@ -314,16 +316,16 @@ impl Cache {
         parents: &[ImmutableRef],
         options: RefOptions,
     ) -> Result<ImmutableRef, CacheError> {
-        let parts: Vec<Part> = parents.iter().flat_map(|p| p.parts().iter().cloned()).collect();
-        check_count(parts.len())?;
+        check_count(parents.iter().map(ImmutableRef::depth).sum())?;
         match parents {
             [] => Err(CacheError::Empty),
             [only] => Ok(only.clone()),
-            parents => {
+            [lowest, others @ ..] => {
+                let stack = lowest.stack().with(others.iter().flat_map(ImmutableRef::parts));
                 let mut handlers = DescHandlers::new();
                 parents.iter().for_each(|p| handlers.extend(p.handlers()));
                 let plan = Plan::of_merge(parents, options).ok_or(CacheError::Empty)?;
-                self.make(plan, Vec::new(), parts, handlers).await
+                self.make(plan, Vec::new(), stack, handlers).await
             }
         }
     }
@@ -339,7 +341,8 @@ impl Cache {
         let lacking = parts.iter().zip(here).filter(|(_, here)| !here).filter_map(|(part, _)| part.blob());
         self.0.check_providers(lacking.map(|l| &l.blob), handlers)?;
         hold.count_use(uses);
-        Ok(ImmutableRef::new(self.clone(), hold, &row, parts, handlers.clone()))
+        let stack = Stack::default().with(parts);
+        Ok(ImmutableRef::new(self.clone(), hold, &row, stack, handlers.clone()))
     }
 
     /// The blobs of a record's state, bottom first; `None` if there is no such record.
@@ -391,7 +394,7 @@ impl Cache {
         &self,
         plan: Plan,
         blobs: Vec<Descriptor>,
-        parts: Vec<Part>,
+        stack: Stack,
         handlers: DescHandlers,
     ) -> Result<ImmutableRef, CacheError> {
         self.0.check_providers(&blobs, &handlers)?;
@@ -412,7 +415,7 @@ impl Cache {
         };
         let uses = self.0.db.read(|tx| Uses::read(tx, &hold.id()))?;
         hold.count_use(uses);
-        Ok(ImmutableRef::new(self.clone(), hold, &row, parts, handlers))
+        Ok(ImmutableRef::new(self.clone(), hold, &row, stack, handlers))
     }
 }
 

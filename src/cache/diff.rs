@@ -10,6 +10,7 @@ use super::LayerOptions;
 use super::MutableOptions;
 use super::RefOptions;
 use super::plan::Plan;
+use super::stack::Stack;
 use super::unpack::Below;
 use super::unpack::Changes;
 use crate::content::DescHandlers;
@@ -35,11 +36,12 @@ impl Cache {
             (Some(lower), upper) => (lower, upper),
         };
         if let Some(upper) = upper
-            && let Some(above) = upper_parts.strip_prefix(lower_parts)
+            && let Some(above) = upper_parts.strip_prefix(lower_parts.as_slice())
         {
             let Some(plan) = Plan::of_slice(above, options) else { return Ok(None) };
             let handlers = upper.handlers().clone();
-            return Ok(Some(self.make(plan, Vec::new(), above.to_vec(), handlers).await?));
+            let stack = Stack::default().with(above.to_vec());
+            return Ok(Some(self.make(plan, Vec::new(), stack, handlers).await?));
         }
         self.compare(ctx, lower, upper, options).await.map(Some)
     }
@@ -52,7 +54,7 @@ impl Cache {
         options: RefOptions,
     ) -> Result<ImmutableRef, CacheError> {
         let view = async |state: &ImmutableRef| {
-            let holds = self.stand_on(ctx, state.parts(), state.handlers()).await?;
+            let holds = self.stand_on(ctx, &state.parts(), state.handlers()).await?;
             self.view(holds).await
         };
         let below = view(lower).await?;

@@ -130,7 +130,7 @@ impl ImmutableRef {
     ///
     /// Cancellation safe: what was fetched, and what was unpacked whole, is kept.
     pub async fn extract(&self, ctx: &Ctx) -> Result<(), CacheError> {
-        self.cache().stand_on(ctx, self.parts(), self.handlers()).await?;
+        self.cache().stand_on(ctx, &self.parts(), self.handlers()).await?;
         Ok(())
     }
 
@@ -139,7 +139,7 @@ impl ImmutableRef {
     /// Cancellation safe.
     pub async fn mount(&self, ctx: &Ctx) -> Result<Arc<Tree>, CacheError> {
         let cache = self.cache();
-        let holds = cache.stand_on(ctx, self.parts(), self.handlers()).await?;
+        let holds = cache.stand_on(ctx, &self.parts(), self.handlers()).await?;
         if let Some(tree) = cache.0.files.mounted(&self.id()) {
             return Ok(tree);
         }

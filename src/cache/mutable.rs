@@ -141,9 +141,9 @@ impl Cache {
         let holds = match (parent, &options.looks) {
             (Some(parent), Some(looks)) if parent.can_be_partial()? => {
                 let (parts, handlers) = (parent.parts(), parent.handlers());
-                Box::pin(self.stand_on_paths(ctx, parts, handlers, looks, options.strange)).await?
+                Box::pin(self.stand_on_paths(ctx, &parts, handlers, looks, options.strange)).await?
             }
-            (Some(parent), _) => Box::pin(self.stand_on(ctx, parent.parts(), parent.handlers())).await?,
+            (Some(parent), _) => Box::pin(self.stand_on(ctx, &parent.parts(), parent.handlers())).await?,
             (None, _) => Vec::new(),
         };
         let parents: Vec<SnapshotKey> = holds.iter().map(|h| h.key().clone()).collect();
@@ -224,7 +224,7 @@ impl Cache {
         }
         let parent = parent.map(|id| self.get(&id, &DescHandlers::new())).transpose()?;
         let holds = match &parent {
-            Some(parent) => self.stand_on(ctx, parent.parts(), parent.handlers()).await?,
+            Some(parent) => self.stand_on(ctx, &parent.parts(), parent.handlers()).await?,
             None => Vec::new(),
         };
         if self.0.snapshots.snapshotter().stat(&snapshot).await.is_err() {
@@ -373,10 +373,10 @@ impl Inner {
         hold.count_use(None);
         let made = Made { snapshot, created_at: row.created_at, description: row.description.clone() };
         let parent = self.about.parent.as_ref();
-        let mut parts = parent.map(|p| p.parts().to_vec()).unwrap_or_default();
-        parts.push(Part { record: id, set: ChangeSet::Made(Arc::new(made)) });
+        let below = parent.map(|p| p.stack().clone()).unwrap_or_default();
+        let stack = below.with([Part { record: id, set: ChangeSet::Made(Arc::new(made)) }]);
         let handlers = parent.map(|p| p.handlers().clone()).unwrap_or_default();
-        Ok(ImmutableRef::new(cache.clone(), hold, &row, parts, handlers))
+        Ok(ImmutableRef::new(cache.clone(), hold, &row, stack, handlers))
     }
 }
 

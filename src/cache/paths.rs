@@ -180,7 +180,7 @@ impl ImmutableRef {
     /// somebody looks at.
     pub fn can_be_partial(&self) -> Result<bool, CacheError> {
         let snapshots = &self.cache().0.snapshots;
-        Ok(snapshots.stacks() && snapshots.have_files(self.parts())?.contains(&false))
+        Ok(snapshots.stacks() && snapshots.have_files(&self.parts())?.contains(&false))
     }
 
     /// A tree that has the paths of `looks` as the state has them, to be read. Layers that say nothing of them are
@@ -193,8 +193,8 @@ impl ImmutableRef {
             return self.mount(ctx).await;
         }
         let (parts, handlers) = (self.parts(), self.handlers());
-        let holds = cache.stand_on_paths(ctx, parts, handlers, looks, Strange::Open).await?;
-        if holds.len() == self.parts().len() && !holds.iter().any(|hold| is_part(hold.key())) {
+        let holds = cache.stand_on_paths(ctx, &parts, handlers, looks, Strange::Open).await?;
+        if holds.len() == parts.len() && !holds.iter().any(|hold| is_part(hold.key())) {
             return self.mount(ctx).await;
         }
         Ok(Arc::new(cache.view(holds).await?))

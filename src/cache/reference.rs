@@ -16,6 +16,7 @@ use super::record::RecordId;
 use super::record::RecordType;
 use super::record::Row;
 use super::remote::Remote;
+use super::stack::Stack;
 use crate::content::DescHandlers;
 use crate::content::FetchError;
 use crate::ctx::Ctx;
@@ -38,8 +39,7 @@ struct Inner {
     created_at: Timestamp,
     description: String,
     record_type: RecordType,
-    /// Bottom first.
-    parts: Vec<Part>,
+    stack: Stack,
     handlers: DescHandlers,
 }
 
@@ -48,7 +48,7 @@ impl ImmutableRef {
         cache: Cache,
         hold: Hold,
         row: &Row,
-        parts: Vec<Part>,
+        stack: Stack,
         handlers: DescHandlers,
     ) -> ImmutableRef {
         ImmutableRef(Arc::new(Inner {
@@ -59,7 +59,7 @@ impl ImmutableRef {
             created_at: row.created_at,
             description: row.description.clone(),
             record_type: row.record_type,
-            parts,
+            stack,
             handlers,
         }))
     }
@@ -83,13 +83,23 @@ impl ImmutableRef {
     }
 
     /// All change sets of the state, bottom first. A merge lists those of its parents.
-    pub fn parts(&self) -> &[Part] {
-        &self.0.parts
+    pub fn parts(&self) -> Vec<Part> {
+        self.0.stack.iter().cloned().collect()
+    }
+
+    /// The number of change sets.
+    pub fn depth(&self) -> usize {
+        self.0.stack.count()
+    }
+
+    /// The change sets, to stand on.
+    pub(super) fn stack(&self) -> &Stack {
+        &self.0.stack
     }
 
     /// The layers among the change sets that were given as blobs, bottom first.
     pub fn blobs(&self) -> impl DoubleEndedIterator<Item = &Layer> {
-        self.0.parts.iter().filter_map(Part::blob)
+        self.0.stack.iter().filter_map(Part::blob)
     }
 
     pub fn created_at(&self) -> Timestamp {
@@ -149,6 +159,6 @@ impl ImmutableRef {
 
 impl fmt::Debug for ImmutableRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ImmutableRef({}, {} parts)", self.id(), self.parts().len())
+        write!(f, "ImmutableRef({}, {} parts)", self.id(), self.depth())
     }
 }

@@ -202,7 +202,7 @@ async fn layers_of(
     let (kept, _step) = match epoch {
         Some(epoch) => {
             let name = format!("rewriting layers with source-date-epoch {} ({epoch})", epoch.as_second());
-            let kept = layers_of_base(source.base_config(platform), reference.parts())?;
+            let kept = layers_of_base(source.base_config(platform), &reference.parts())?;
             (kept, Some(Step::start(ctx, name)))
         }
         None => (0, None),
@@ -210,7 +210,7 @@ async fn layers_of(
     let refused = |what: String| ExportError::Unsupported { what };
     let compression = match options.compression.archive() {
         Some(compression) => compression,
-        None if reference.blobs().count() < reference.parts().len() => {
+        None if reference.blobs().count() < reference.depth() => {
             return Err(refused(format!("making a layer with compression {}", options.compression.name())));
         }
         None if (options.force_compression || epoch.is_some()) && reference.blobs().next().is_some() => {

@@ -241,7 +241,7 @@ impl Locals {
             ..MutableOptions::default()
         };
         let Some(previous) = previous else { return Ok(self.cache.create(ctx, None, options).await?) };
-        if previous.parts().len() < GENERATIONS {
+        if previous.depth() < GENERATIONS {
             return Ok(self.cache.create(ctx, Some(previous), options).await?);
         }
         let mutable = self.cache.create(ctx, None, options).await?;
