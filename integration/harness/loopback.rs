@@ -1,4 +1,4 @@
-//! A small disk: an ext4 in a file, mounted by a loop device.
+//! A small disk: a file system in a file, mounted by a loop device. The unit tests of the crate have this file as well.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -19,9 +19,15 @@ pub struct Loopback {
 }
 
 impl Loopback {
-    /// `None`, with a word, if this machine can't; in CI it has to.
+    /// An ext4, with nothing reserved for root. As [`Loopback::of`].
     pub fn ext4(mebibytes: u64) -> Option<Self> {
-        match Self::make(mebibytes * MIB) {
+        Self::of(mebibytes, "mkfs.ext4", &["-q", "-F", "-m", "0"])
+    }
+
+    /// What `tool` makes with `options` of a file of so many mebibytes. `None`, with a word, if this machine can't; in CI
+    /// it has to.
+    pub fn of(mebibytes: u64, tool: &str, options: &[&str]) -> Option<Self> {
+        match Self::make(mebibytes * MIB, tool, options) {
             Ok(disk) => Some(disk),
             Err(error) => {
                 assert!(std::env::var_os("CI").is_none(), "no disk for the tests: {error}");
@@ -31,7 +37,7 @@ impl Loopback {
         }
     }
 
-    fn make(size: u64) -> Result<Self, String> {
+    fn make(size: u64, tool: &str, options: &[&str]) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("only root can mount".to_owned());
         }
@@ -41,7 +47,7 @@ impl Loopback {
         let disk = Self { directory };
         let image = disk.directory.path().join("image");
         File::create(&image).and_then(|file| file.set_len(size)).map_err(|e| e.to_string())?;
-        run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
+        run(Command::new(tool).args(options).arg(&image))?;
         std::fs::create_dir(disk.path()).map_err(|e| e.to_string())?;
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.path()))?;
         Ok(disk)
