@@ -79,12 +79,14 @@ impl Cache {
         }
     }
 
-    /// Forgets names of images that were not set for 60 days, and prunes by each policy in turn. Returns how
-    /// many bytes the removed records accounted for.
+    /// Forgets names of images that were not set for 60 days, and prunes by each policy in turn, after the parts of
+    /// layers that nobody looks at: no record goes to make room for these. Returns how many bytes they took and the
+    /// removed records accounted for.
     pub async fn collect_garbage(&self, policies: &[PruneOptions]) -> Result<u64, CacheError> {
         let old = Timestamp::now().saturating_sub(IMAGE_AGE).unwrap_or(Timestamp::UNIX_EPOCH);
         ImageList::new(self.0.db.clone()).expire(old).await?;
-        let (mut records, mut freed) = (0_usize, 0);
+        let parts = self.0.snapshots.collect(|content| !matches!(content, Content::Part(_))).await?;
+        let (mut records, mut freed) = (0_usize, parts);
         for policy in policies {
             let mut removed = std::pin::pin!(self.prune_records(policy.clone()));
             while let Some(usage) = removed.try_next().await? {
@@ -95,9 +97,6 @@ impl Cache {
         if records > 0 {
             self.collect_files(false).await?;
             self.0.content.collect(Duration::ZERO).await?;
-        } else {
-            // What nobody looks at any more.
-            self.0.snapshots.collect(|content| !matches!(content, Content::Part(_))).await?;
         }
         Ok(freed)
     }

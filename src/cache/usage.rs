@@ -1,7 +1,7 @@
 //! What the cache uses of the disk, record by record.
 //!
-//! A record's size is that of its own blobs and files, as far as they are here: what is remote takes no
-//! room. What several records share counts for the one that was made first, so that the sum is what the
+//! A record's size is that of its own blobs and files, as far as they are here, parts of its layer included: what is
+//! remote takes no room. What several records share counts for the one that was made first, so that the sum is what the
 //! disk holds.
 
 use std::borrow::Cow;
