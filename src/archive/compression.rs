@@ -10,6 +10,15 @@ pub enum Compression {
 }
 
 impl Compression {
+    /// True if it has that level, as [`Encoder`](super::Encoder) counts them.
+    pub fn has_level(self, level: i32) -> bool {
+        match self {
+            Compression::Uncompressed => true,
+            Compression::Gzip => (-1..=9).contains(&level),
+            Compression::Zstd => (-7..=22).contains(&level),
+        }
+    }
+
     /// Bytes of the longest magic number that [`Compression::detect`] looks at.
     pub const MAGIC_BYTES: usize = 4;
 

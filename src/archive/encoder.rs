@@ -74,16 +74,16 @@ impl<W: Write> Encoder<W> {
     /// zstd's 0 mean a good default.
     pub fn new(sink: W, compression: Compression, level: Option<i32>) -> Result<Encoder<W>, ArchiveError> {
         let refused = |level| ArchiveError::Level { compression, level };
-        let codec = match (compression, level) {
-            (Compression::Uncompressed, _) => None,
-            (Compression::Gzip, level @ (None | Some(-1..=9))) => {
+        if let Some(level) = level.filter(|&level| !compression.has_level(level)) {
+            return Err(refused(level));
+        }
+        let codec = match compression {
+            Compression::Uncompressed => None,
+            Compression::Gzip => {
                 let level = level.filter(|&level| level != -1).unwrap_or(DEFAULT_GZIP);
                 Some(Codec::Gzip(CompressionLvl::new(level).map_err(|_| refused(level))?))
             }
-            (Compression::Zstd, level @ (None | Some(-7..=22))) => {
-                Some(Codec::Zstd(level.filter(|&level| level != 0).unwrap_or(DEFAULT_ZSTD)))
-            }
-            (_, Some(level)) => return Err(refused(level)),
+            Compression::Zstd => Some(Codec::Zstd(level.filter(|&level| level != 0).unwrap_or(DEFAULT_ZSTD))),
         };
         Ok(Encoder {
             sink,

@@ -1,7 +1,8 @@
 //! [`ResultFiles`]: the files of a result, as the `local` and `tar` exporters give them to a client.
 //!
 //! The files of several platforms stand in a directory each, or side by side where the client asks for that;
-//! then no two may have the same path.
+//! then no two may have the same path. A symbolic link that begins at the root begins at its platform's directory
+//! then, as BuildKit's clients expect it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -161,8 +162,12 @@ impl ResultFiles {
             let mut broken = false;
             platform.walk(&mut |mut stat| {
                 stat.path = below(&stat.path);
-                if let FileKind::HardLink { target } = &mut stat.kind {
-                    *target = below(target);
+                match &mut stat.kind {
+                    FileKind::HardLink { target } => *target = below(target),
+                    FileKind::Symlink { target } if target.starts_with(b"/") => {
+                        *target = [b"/", directory.as_slice(), clean(target).as_slice()].concat();
+                    }
+                    _ => {}
                 }
                 let flow = visit(stat);
                 broken = flow.is_break();
@@ -233,6 +238,19 @@ impl TreeSource for ResultFiles {
         }
         Err(missing)
     }
+}
+
+/// An absolute path without `.` and `..`; without anything if that is the root.
+fn clean(path: &[u8]) -> Vec<u8> {
+    let mut names: Vec<&[u8]> = Vec::new();
+    for name in path.split(|&b| b == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => drop(names.pop()),
+            name => names.push(name),
+        }
+    }
+    names.iter().flat_map(|name| [b"/".as_slice(), name]).collect::<Vec<_>>().concat()
 }
 
 impl PlatformFiles {

@@ -26,20 +26,27 @@ pub(super) struct LocalExport {
 
 /// What becomes of files of the client that the result does not have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Mode {
+pub(super) enum Mode {
     /// They stay.
     Copy,
     /// The client removes them.
     Delete,
 }
 
+impl Mode {
+    /// Takes its attribute out of `attributes`.
+    pub(super) fn parse(attributes: &mut BTreeMap<String, String>) -> Result<Mode, InvalidOptions> {
+        match attributes.remove("mode").as_deref() {
+            None | Some("" | "copy") => Ok(Mode::Copy),
+            Some("delete") => Ok(Mode::Delete),
+            Some(value) => Err(InvalidOptions::Mode { value: value.to_owned() }),
+        }
+    }
+}
+
 impl LocalExport {
     pub(super) fn parse(mut attributes: BTreeMap<String, String>) -> Result<LocalExport, ExportError> {
-        let mode = match attributes.remove("mode").as_deref() {
-            None | Some("" | "copy") => Mode::Copy,
-            Some("delete") => Mode::Delete,
-            Some(value) => return Err(InvalidOptions::Mode { value: value.to_owned() }.into()),
-        };
+        let mode = Mode::parse(&mut attributes)?;
         Ok(LocalExport { options: FilesOptions::parse(&mut attributes)?, mode })
     }
 

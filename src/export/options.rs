@@ -84,6 +84,8 @@ pub enum InvalidOptions {
     Integer { key: String, value: String },
     #[error("unsupported layer compression type {value:?}: use uncompressed, gzip, estargz or zstd")]
     Compression { value: String },
+    #[error("invalid compression-level: {compression} has no level {level}")]
+    Level { compression: archive::Compression, level: i32 },
     #[error("invalid {key}: {value:?} is not a number of seconds")]
     Epoch { key: String, value: String },
     #[error("invalid attestation-prefix {value:?}: it is the beginning of a file's name")]
@@ -143,6 +145,11 @@ impl ImageOptions {
         }
         if options.oci_media_types.is_some() {
             options.validate()?;
+        }
+        if let (Some(compression), Some(level)) = (options.compression.archive(), options.compression_level)
+            && !compression.has_level(level)
+        {
+            return Err(InvalidOptions::Level { compression, level });
         }
         Ok((options, rest))
     }
@@ -244,6 +251,8 @@ mod tests {
             &[("oci-mediatypes", "yes")],
             &[("compression", "lz4")],
             &[("compression-level", "high")],
+            &[("compression-level", "10")],
+            &[("compression", "zstd"), ("compression-level", "23")],
             &[("source-date-epoch", "soon")],
             &[("source-date-epoch", "9999999999999999")],
             &[("annotation-foo.x", "y")],
@@ -252,6 +261,14 @@ mod tests {
         ] {
             assert!(parse(attributes).is_err(), "{attributes:?}");
         }
+    }
+
+    #[test]
+    fn a_level_is_of_the_compression_that_is_asked_for() {
+        let (options, _) = parse(&[("compression-level", "19"), ("compression", "zstd")]).unwrap();
+        assert_eq!(options.compression_level, Some(19));
+        let (options, _) = parse(&[("compression-level", "19"), ("compression", "uncompressed")]).unwrap();
+        assert_eq!(options.compression_level, Some(19), "it counts for nothing");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::Exporters;
 use super::Step;
 use super::files::FilesOptions;
 use super::files::ResultFiles;
+use super::local::Mode;
 use super::source::ExportSource;
 use crate::archive::Entry;
 use crate::archive::EntryKind;
@@ -44,6 +45,8 @@ pub(super) struct TarExport {
 
 impl TarExport {
     pub(super) fn parse(mut attributes: BTreeMap<String, String>) -> Result<TarExport, ExportError> {
+        // A client may send it, and it counts for nothing here.
+        Mode::parse(&mut attributes)?;
         Ok(TarExport { options: FilesOptions::parse(&mut attributes)? })
     }
 

@@ -271,6 +271,46 @@ func TestOnePlatformHasADirectoryWhereThatIsAskedFor(t *testing.T) {
 	require.ErrorContains(t, err, "non-bool value")
 }
 
+func TestALinkFromTheRootBeginsAtTheDirectoryOfItsPlatform(t *testing.T) {
+	c := connect(t)
+	run := func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+		state := llb.Scratch().File(llb.Mkfile("/file", 0o644, nil))
+		for name, target := range map[string]string{"root": "/file", "beside": "file", "above": "/../d//./e/../f"} {
+			state = state.File(llb.Symlink(target, "/"+name))
+		}
+		one, err := solveState(ctx, c, state, false)
+		if err != nil {
+			return nil, err
+		}
+		ref, err := one.SingleRef()
+		if err != nil {
+			return nil, err
+		}
+		res := gateway.NewResult()
+		res.AddRef("linux/amd64", ref)
+		dt, err := json.Marshal(exptypes.Platforms{Platforms: []exptypes.Platform{{ID: "linux/amd64", Platform: ocispecs.Platform{OS: "linux", Architecture: "amd64"}}}})
+		res.AddMeta(exptypes.ExporterPlatformsKey, dt)
+		return res, err
+	}
+	for split, expected := range map[string]map[string]string{
+		"true":  {"root": "/linux_amd64/file", "beside": "file"},
+		"false": {"root": "/file", "beside": "file", "above": "/../d//./e/../f"},
+	} {
+		dir := t.TempDir()
+		_, _, err := build(t, c, exports(toDir(dir, "platform-split", split)), run)
+		require.NoError(t, err)
+		for name, target := range expected {
+			path := filepath.Join(dir, name)
+			if split == "true" {
+				path = filepath.Join(dir, "linux_amd64", name)
+			}
+			found, err := os.Readlink(path)
+			require.NoError(t, err)
+			require.Equal(t, target, found, "%s, split: %s", name, split)
+		}
+	}
+}
+
 func TestExportedFilesAreOfTheEpoch(t *testing.T) {
 	c := connect(t)
 	epoch := time.Unix(1_234_567_890, 0)
