@@ -60,6 +60,7 @@ pub const CAPS: &[&str] = &[
     "source.local.excludepatterns",
     "source.local.sharedkeyhint",
     "source.local.differ",
+    "source.local.metadatatransfer",
     "source.http",
     "source.http.checksum",
     "source.http.perm",
@@ -105,6 +106,14 @@ pub const CAPS: &[&str] = &[
     "meta.exportcache",
     "mergeop",
     "diffop",
+    // What exporters and the rest of the API can do is among them too: `docker buildx` asks for these. Of
+    // `exporter.image.attestations` it concludes that a daemon makes attestations by itself.
+    "exporter.image.annotations",
+    "exporter.multiple",
+    "exporter.session",
+    "exporter.sourcedateepoch",
+    "gc.freespacefilter",
+    "history.filter",
 ];
 
 /// Bytes of a vertex's name at most.

@@ -48,9 +48,13 @@ func TestBuildxDrivesTheDaemonAsARemoteBuilder(t *testing.T) {
 
 	require.Contains(t, buildx(t, config, "du", "--builder", "remote", "--verbose"), name)
 	require.Contains(t, buildx(t, config, "history", "ls", "--builder", "remote", "--no-trunc"), opt.Ref)
+	require.Contains(t, buildx(t, config, "history", "ls", "--builder", "remote", "--no-trunc", "--filter", "status=completed"), opt.Ref)
+	require.NotContains(t, buildx(t, config, "history", "ls", "--builder", "remote", "--no-trunc", "--filter", "status=error"), opt.Ref)
 	buildx(t, config, "history", "rm", "--builder", "remote", opt.Ref)
 	require.NotContains(t, buildx(t, config, "history", "ls", "--builder", "remote", "--no-trunc"), opt.Ref)
 
+	buildx(t, config, "prune", "--builder", "remote", "--force", "--max-used-space", "100tb")
+	require.Contains(t, buildx(t, config, "du", "--builder", "remote", "--verbose"), name)
 	buildx(t, config, "prune", "--builder", "remote", "--force", "--all")
 	left, err := c.DiskUsage(testContext(t), client.WithFilter([]string{"type==regular"}))
 	require.NoError(t, err)

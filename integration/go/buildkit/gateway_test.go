@@ -284,7 +284,7 @@ func TestAFrontendSeesWhatItMayUse(t *testing.T) {
 				return nil, err
 			}
 		}
-		for _, id := range []apicaps.CapID{pb.CapSourceImage, pb.CapSourceOCILayout, pb.CapMergeOp} {
+		for _, id := range []apicaps.CapID{pb.CapSourceImage, pb.CapSourceOCILayout, pb.CapMergeOp, pb.CapMultipleExporters, pb.CapAnnotations, pb.CapGCFreeSpaceFilter} {
 			if err := opts.LLBCaps.Supports(id); err != nil {
 				return nil, err
 			}

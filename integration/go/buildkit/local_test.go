@@ -4,12 +4,15 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -21,6 +24,7 @@ import (
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/stretchr/testify/require"
 	"github.com/tonistiigi/fsutil"
+	"github.com/tonistiigi/fsutil/types"
 )
 
 // counted is a directory that counts how often its files are opened.
@@ -370,4 +374,52 @@ func TestSeveralExportersShareOneResult(t *testing.T) {
 	require.EqualValues(t, 1, source.opened.Load(), "the result was made once")
 	require.Equal(t, one.Bytes(), two.Bytes())
 	require.Len(t, tree(t, dir), 1)
+}
+
+// metadataOf reads a file of length-prefixed entries.
+func metadataOf(t *testing.T, path string) map[string]*types.Stat {
+	t.Helper()
+	dt, err := os.ReadFile(path)
+	require.NoError(t, err)
+	stats := map[string]*types.Stat{}
+	for len(dt) > 0 {
+		require.GreaterOrEqual(t, len(dt), 4)
+		length := int(binary.LittleEndian.Uint32(dt))
+		require.GreaterOrEqual(t, len(dt), 4+length)
+		stat := &types.Stat{}
+		require.NoError(t, stat.UnmarshalVT(dt[4:4+length]))
+		stats[stat.Path], dt = stat, dt[4+length:]
+	}
+	return stats
+}
+
+func TestMetadataComesWithoutTheFilesButThoseThatAreExcepted(t *testing.T) {
+	c := connect(t)
+	dir := files(t, map[string]string{"d/with": "with", "d/without": "without", "e/f": "f", "top": "top"})
+	source := mount(t, dir)
+
+	out := syncDir(t, c, source, llb.MetadataOnlyTransfer([]string{"d/with", "top"}))
+
+	stats := metadataOf(t, filepath.Join(out, ".fsutil-metadata"))
+	require.ElementsMatch(t, []string{"d", "d/with", "d/without", "e", "e/f", "top"}, slices.Collect(maps.Keys(stats)))
+	require.EqualValues(t, len("without"), stats["d/without"].Size)
+	require.Equal(t, map[string]string{"d/with": "with", "top": "top"}, besideMetadata(t, out))
+	require.EqualValues(t, 2, source.opened.Load())
+
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "top"), []byte("another"), 0o644))
+	out = syncDir(t, c, source, llb.MetadataOnlyTransfer([]string{"d/with", "top"}))
+	require.Equal(t, map[string]string{"d/with": "with", "top": "another"}, besideMetadata(t, out))
+	require.EqualValues(t, len("another"), metadataOf(t, filepath.Join(out, ".fsutil-metadata"))["top"].Size)
+	require.EqualValues(t, 3, source.opened.Load())
+}
+
+func besideMetadata(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	files := map[string]string{}
+	for name, dt := range readTree(t, dir) {
+		if name != ".fsutil-metadata" {
+			files[name] = string(dt)
+		}
+	}
+	return files
 }
