@@ -103,6 +103,7 @@ pub struct Solver<O: Operate>(Arc<Inner<O>>);
 
 struct Inner<O: Operate> {
     events: mpsc::UnboundedSender<Events<O::Output>>,
+    operate: Arc<O>,
     tasks: Tasks,
     next: AtomicU64,
 }
@@ -126,9 +127,9 @@ impl<O: Operate> Solver<O> {
         let weak = events.downgrade();
         let endower = Arc::clone(&operate);
         let scheduler = Scheduler::new(sessions, Arc::new(move |result, opts| endower.endow(result, opts)));
-        let runner = Runner::new(scheduler, receiver, weak, operate, index, tasks.clone());
+        let runner = Runner::new(scheduler, receiver, weak, Arc::clone(&operate), index, tasks.clone());
         drop(tasks.spawn("solver", runner.run()));
-        Solver(Arc::new(Inner { events, tasks, next: AtomicU64::new(1) }))
+        Solver(Arc::new(Inner { events, operate, tasks, next: AtomicU64::new(1) }))
     }
 
     fn number(&self) -> JobNumber {
@@ -137,6 +138,10 @@ impl<O: Operate> Solver<O> {
 
     fn child_token(&self) -> CancellationToken {
         self.0.tasks.token().child_token()
+    }
+
+    fn operate(&self) -> &O {
+        &self.0.operate
     }
 
     fn load(&self, interest: Interest, graph: Graph) {

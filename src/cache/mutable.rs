@@ -24,6 +24,7 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
 use jiff::Timestamp;
+use redb::ReadableMultimapTable as _;
 use tokio::sync::OnceCell;
 
 use super::Cache;
@@ -273,6 +274,43 @@ impl Cache {
 }
 
 impl Cache {
+    /// Takes away the keys that begin with `prefix` and of which `is_meant` holds, which gets what follows. Records
+    /// that had them are removed if nobody uses them and nothing stands on them; others are pruned later.
+    ///
+    /// Cancellation safe: the keys go together, or none.
+    pub async fn forget_keys(
+        &self,
+        prefix: &str,
+        is_meant: impl Fn(&str) -> bool + Send + 'static,
+    ) -> Result<(), CacheError> {
+        let prefix = prefix.to_owned();
+        let forgotten = self.0.db.write_visible(move |tx| {
+            let mut meant: Vec<(String, RecordId)> = Vec::new();
+            {
+                let by_key = tx.multimap(BY_KEY)?;
+                for entry in by_key.range(prefix.as_str()..)? {
+                    let (key, ids) = entry?;
+                    let Some(rest) = key.value().strip_prefix(prefix.as_str()) else { break };
+                    if is_meant(rest) {
+                        for id in ids {
+                            let id = id?.value().parse();
+                            meant.extend(id.map(|id| (key.value().to_owned(), id)));
+                        }
+                    }
+                }
+            }
+            for (key, id) in &meant {
+                Row::forget_key(tx, id, key)?;
+            }
+            Ok(meant.into_iter().map(|(_, id)| id).collect::<Vec<_>>())
+        });
+        let forgotten = forgotten.await?;
+        if !forgotten.is_empty() {
+            self.remove(forgotten).await?;
+        }
+        Ok(())
+    }
+
     /// The keys that a record was given; none if there is no such record.
     pub fn keys(&self, id: &RecordId) -> Result<Vec<String>, CacheError> {
         Ok(self.0.db.read(|tx| Row::read(tx, id))?.map(|row| row.keys).unwrap_or_default())

@@ -430,6 +430,17 @@ impl Row {
         Ok(())
     }
 
+    /// Takes a key away from the record, if there is such a record.
+    pub(super) fn forget_key(tx: &WriteTx, id: &RecordId, name: &str) -> Result<(), DbError> {
+        let key = id.to_string();
+        if let Some(mut row) = Row::read_within(tx, id)? {
+            row.keys.retain(|own| own != name);
+            tx.table(RECORDS)?.insert(key.as_str(), db::encode(&row)?.as_slice())?;
+        }
+        tx.multimap(BY_KEY)?.remove(name, key.as_str())?;
+        Ok(())
+    }
+
     pub(super) fn has_children(tx: &WriteTx, id: &RecordId) -> Result<bool, DbError> {
         Ok(!tx.multimap(CHILDREN)?.get(id.to_string().as_str())?.is_empty())
     }

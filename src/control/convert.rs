@@ -171,7 +171,7 @@ pub(super) fn usage_record(usage: &Usage) -> control::UsageRecord {
     let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     control::UsageRecord {
         id: usage.id.to_string(),
-        mutable: false,
+        mutable: usage.mutable,
         in_use: usage.in_use,
         size: number(usage.size),
         parent: match usage.parents.as_slice() {

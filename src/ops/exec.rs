@@ -77,6 +77,18 @@ impl Execs {
         self.tasks.spawn("exec op", run).await.map_err(OpError::failed)?
     }
 
+    /// Forgets the cache mounts of the op, for a build that ignores the cache.
+    ///
+    /// Cancellation safe.
+    pub async fn forget_cache_mounts(&self, op: &ExecOp) -> Result<(), OpError> {
+        for mount in &op.mounts {
+            if let Some(id) = mount.cache_id() {
+                self.cache_mounts.forget(id, mount.input.is_some()).await.map_err(ExecOpError::from)?;
+            }
+        }
+        Ok(())
+    }
+
     async fn run_owned(
         &self,
         ctx: &Ctx,

@@ -50,6 +50,10 @@ pub trait Operate: Send + Sync + 'static {
         inputs: &[Option<Self::Output>],
     ) -> impl Future<Output = Result<Vec<Option<Self::Output>>, OpError>> + Send;
 
+    /// Gives up what ops keep for vertices like this one beside their results. Asked for each vertex that ignores
+    /// the cache, before anything of its graph runs.
+    fn forget_kept(&self, vertex: &Vertex) -> impl Future<Output = Result<(), OpError>> + Send;
+
     /// Loads a result by its name. Metadata only: no request and no bytes.
     ///
     /// Blobs that are neither local nor have a usable origin need a provider: `opts` finds the

@@ -287,6 +287,13 @@ impl Operate for Worker {
         Ok(vec![self.pull(ctx, vertex, &resolution).await?])
     }
 
+    async fn forget_kept(&self, vertex: &Vertex) -> Result<(), OpError> {
+        match (&vertex.op, &self.execs) {
+            (Op::Exec(op), Some(execs)) => execs.forget_cache_mounts(op).await,
+            _ => Ok(()),
+        }
+    }
+
     async fn load(
         &self,
         _ctx: &Ctx,

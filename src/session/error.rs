@@ -43,4 +43,9 @@ impl SessionError {
             _ => None,
         }
     }
+
+    /// True if the client does not offer the service, as it said at first or says now.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, SessionError::Unsupported { .. }) || self.refusal() == Some(Code::Unimplemented)
+    }
 }

@@ -183,7 +183,7 @@ impl<O: Operate> Bridge<'_, O> {
         let reply = match (request.definition, request.frontend.as_str()) {
             (Some(_), name) if !name.is_empty() => return Err(SolveError::DefinitionAndFrontend),
             (Some(definition), _) => {
-                let result = self.job.solve(&definition)?;
+                let result = self.job.solve(&definition).await?;
                 SolveReply::of(Refs::Single(result.map(|result| self.keep(result))))
             }
             (None, "") => SolveReply::empty(),

@@ -24,6 +24,7 @@ use super::bridge::locations;
 use super::error::FailedOp;
 use super::error::FrontendAsked;
 use super::error::SolveError;
+use super::error::VertexError;
 use super::event::Interest;
 use super::event::JobNumber;
 use super::frontend::Frontend;
@@ -174,7 +175,9 @@ impl<O: Operate> Job<O> {
     }
 
     /// Decodes a definition and shows its vertices, but runs nothing. `None` is the empty file system.
-    pub fn solve(&self, definition: &Arc<Definition>) -> Result<Option<LazyResult<O>>, SolveError> {
+    ///
+    /// Cancellation safe: what was forgotten for vertices that ignore the cache stays forgotten.
+    pub async fn solve(&self, definition: &Arc<Definition>) -> Result<Option<LazyResult<O>>, SolveError> {
         let graph = definition.decode(&self.0.limits).map_err(|source| {
             let sources = definition.sources();
             let locations = source.vertex().map(|v| locations(&sources, &v)).unwrap_or_default();
@@ -182,7 +185,21 @@ impl<O: Operate> Job<O> {
         })?;
         let Some(graph) = graph else { return Ok(None) };
         self.check_entitlements(&graph)?;
+        self.forget_kept(&graph).await?;
         Ok(Some(self.solve_graph(graph)))
+    }
+
+    async fn forget_kept(&self, graph: &Graph) -> Result<(), SolveError> {
+        for vertex in graph.inputs_first().filter(|vertex| vertex.options.ignore_cache) {
+            let forgotten = self.0.solver.operate().forget_kept(vertex).await;
+            forgotten.map_err(|cause| {
+                let (digest, name) = (vertex.digest, vertex.name.clone());
+                let source = Arc::new(VertexError { vertex: digest, name, cause: cause.into() });
+                let locations = locations(&graph.sources, &digest);
+                SolveError::Vertex { source, locations, op: None }
+            })?;
+        }
+        Ok(())
     }
 
     fn check_entitlements(&self, graph: &Graph) -> Result<(), SolveError> {

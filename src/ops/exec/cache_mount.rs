@@ -3,6 +3,9 @@
 //! A cache mount is named by its ID and the input that it began as. Several may have the same name: who wants one
 //! to himself while it is busy gets another, which is kept as well.
 //!
+//! A build that ignores the cache begins with new ones: those of its IDs are [forgotten](CacheMounts::forget) before
+//! anything of it runs. Who has one in use keeps it to himself.
+//!
 //! # Locking
 //!
 //! One mutex over the maps, for look-ups. Who looks for a mount, or makes one, of a name holds the *gate* of the
@@ -24,8 +27,12 @@ use crate::cache::CacheError;
 use crate::cache::ImmutableRef;
 use crate::cache::MutableOptions;
 use crate::cache::MutableRef;
+use crate::cache::RecordId;
 use crate::cache::RecordType;
 use crate::ctx::Ctx;
+
+/// What the key of a cache mount's record begins with; its name follows.
+const KEY: &str = "cache-mount:";
 
 /// Those of this daemon that are in use. Clones are the same.
 #[derive(Clone, Debug)]
@@ -87,6 +94,14 @@ impl Wanted<'_> {
     }
 }
 
+/// True if this is what follows an ID in the name of a mount: nothing, or the record that it began as.
+fn is_end_of_name(rest: &str, initial: bool) -> bool {
+    match rest.strip_prefix(':') {
+        Some(record) => initial && record.parse::<RecordId>().is_ok(),
+        None => !initial && rest.is_empty(),
+    }
+}
+
 impl CacheMounts {
     pub fn new(cache: Cache) -> CacheMounts {
         let (maps, released) = (Mutex::default(), Notify::new());
@@ -109,6 +124,19 @@ impl CacheMounts {
         }
     }
 
+    /// Nobody finds the mounts of this ID any more, those that began with files (`initial`), whichever these are, or
+    /// those that began empty: who wants one gets a new one. Those that nobody uses are removed.
+    ///
+    /// Cancellation safe.
+    pub async fn forget(&self, id: &str, initial: bool) -> Result<(), CacheError> {
+        let is_meant = move |rest: &str| is_end_of_name(rest, initial);
+        self.maps().shared.retain(|name, _| !name.strip_prefix(id).is_some_and(is_meant));
+        self.0.cache.forget_keys(&format!("{KEY}{id}"), is_meant).await?;
+        // Who waits for one of them to be released gets a new one now.
+        self.0.released.notify_waiters();
+        Ok(())
+    }
+
     /// `None` if all are busy and that is to be waited for.
     async fn find_or_make(
         &self,
@@ -124,7 +152,7 @@ impl CacheMounts {
         {
             return Ok(Some(shared));
         }
-        let key = format!("cache-mount:{name}");
+        let key = format!("{KEY}{name}");
         let mut busy = false;
         for id in self.0.cache.find_by_key(&key)? {
             match self.0.cache.get_mutable(ctx, &id).await {
@@ -172,5 +200,21 @@ impl CacheMounts {
 
     fn maps(&self) -> MutexGuard<'_, Maps> {
         self.0.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_not_taken_for_a_longer_one() {
+        let record = "0123456789abcdef0123456789abcdef";
+        let named = |name: &str, initial| name.strip_prefix("id").is_some_and(|r| is_end_of_name(r, initial));
+        assert!(named("id", false) && !named("id", true));
+        assert!(named(&format!("id:{record}"), true) && !named(&format!("id:{record}"), false));
+        for other in ["id2", "id:2", "i", &format!("id2:{record}"), &format!("id:2:{record}")] {
+            assert!(!named(other, false) && !named(other, true), "{other}");
+        }
     }
 }

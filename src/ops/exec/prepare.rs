@@ -229,11 +229,11 @@ async fn cache_mounts(
     let mut wanted: BTreeMap<String, Vec<(usize, CacheSharing)>> = BTreeMap::new();
     let describe = |index: usize| {
         let mount = op.mounts.get(index)?;
-        let MountKind::Cache { id, sharing } = &mount.kind else { return None };
-        let id = if id.is_empty() { &mount.dest } else { id };
+        let MountKind::Cache { sharing, .. } = &mount.kind else { return None };
+        let id = mount.cache_id()?;
         let initial = mount.input.and_then(|input| inputs.get(input)?.as_ref());
         let mut description = format!("cached mount {} from exec {}", mount.dest, op.args.join(" "));
-        if *id != mount.dest {
+        if id != mount.dest {
             description.push_str(&format!(" with id {id:?}"));
         }
         Some(Wanted { id, sharing: *sharing, initial, description })

@@ -49,7 +49,7 @@ impl AgentSocket {
         let session = match found {
             Ok(session) => session,
             Err(_) if file.optional => return Ok(None),
-            Err(SessionError::Unsupported { .. }) => return Err(ExecOpError::AgentMissing { id }),
+            Err(error) if error.is_unsupported() => return Err(ExecOpError::AgentMissing { id }),
             Err(error) => return Err(error.into()),
         };
         let scratch = executor.scratch()?;

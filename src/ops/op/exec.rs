@@ -175,6 +175,14 @@ pub struct ExecMount {
 }
 
 impl ExecMount {
+    /// The ID of a cache mount.
+    pub fn cache_id(&self) -> Option<&str> {
+        match &self.kind {
+            MountKind::Cache { id, .. } => Some(if id.is_empty() { &self.dest } else { id }),
+            _ => None,
+        }
+    }
+
     /// True if the vertex has an output for this mount. Secrets and sockets never have one.
     pub fn gives_output(&self) -> bool {
         match self.kind {

@@ -123,6 +123,12 @@ impl Operate for Ops {
         Ok(model::run(&behaviour, &inputs).into_iter().map(Some).collect())
     }
 
+    async fn forget_kept(&self, vertex: &Vertex) -> Result<(), OpError> {
+        let behaviour = self.behaviour(vertex);
+        locked(&self.log).push(format!("forget {}", behaviour.name));
+        Ok(())
+    }
+
     async fn load(&self, _: &Ctx, id: &ResultId, opts: &CacheOptGetter) -> Result<Option<u64>, LoadError> {
         locked(&self.log).push(format!("load {id}"));
         if let Some(provider) = locked(&self.remote).get(&id.0) {
