@@ -41,6 +41,8 @@ const WHITEOUT: &[u8] = b".wh.";
 /// Names that begin so have a meaning of their own, or none that is known today.
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
+/// What SELinux calls a file: nobody's to take away.
+const LABEL: &[u8] = b"security.selinux";
 
 pub(super) struct Unpacker<'a> {
     place: Place<'a>,
@@ -218,12 +220,13 @@ impl<'a> Unpacker<'a> {
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
         let make = |place: &Place<'_>| rustix::fs::mkdirat(place.dir(), name, mode);
         let open = |place: &Place<'_>| rustix::fs::openat(place.dir(), name, place::DIRECTORY, Mode::empty());
-        let mut was = Way::Clear;
+        let (mut was, mut was_there) = (Way::Clear, false);
         match make(&self.place) {
             Err(Errno::EXIST) => {
                 let stat = rustix::fs::statat(self.place.dir(), name, AtFlags::SYMLINK_NOFOLLOW);
                 let stat = stat.map_err(ApplyError::io("look at", path))?;
-                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                was_there = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+                if was_there {
                     Ok(())
                 } else {
                     was = self.clear(entry, name, path)?;
@@ -234,6 +237,9 @@ impl<'a> Unpacker<'a> {
         }
         .map_err(ApplyError::io("make directory", path))?;
         let dir = open(&self.place).map_err(ApplyError::io("open", path))?;
+        if was_there {
+            strip(self.place.root, entry, path)?;
+        }
         self.own(&dir, entry, path)?;
         // One that was there has another mode, and a new one takes set-group-ID from its parent.
         rustix::fs::fchmod(&dir, Mode::from_raw_mode(entry.mode))
@@ -388,6 +394,17 @@ fn check(entry: &Entry) -> Result<(), ApplyError> {
             name: String::from_utf8_lossy(name).into_owned(),
         }),
     }
+}
+
+/// Takes the attributes away that a directory had before and no longer has. What the system labels it with stays.
+fn strip(root: &Root, entry: &Entry, path: &[u8]) -> Result<(), ApplyError> {
+    for name in root.xattrs(as_path(path), Last::Keep)?.into_keys() {
+        let bytes = name.as_encoded_bytes();
+        if !place::is_overlays(bytes) && bytes != LABEL && !entry.xattrs.contains_key(bytes) {
+            root.remove_xattr(as_path(path), &name, Last::Keep)?;
+        }
+    }
+    Ok(())
 }
 
 fn owner(entry: &Entry, path: &[u8]) -> Result<(Uid, Gid), ApplyError> {

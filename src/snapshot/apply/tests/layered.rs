@@ -19,6 +19,7 @@ use super::overlay;
 use super::plain;
 use super::symlink;
 use super::unpack;
+use crate::fs::Last;
 use crate::snapshot::Cover;
 
 #[test]
@@ -102,6 +103,29 @@ fn whiteouts_delete_in_a_whole_tree_what_is_of_layers_below() {
 }
 
 #[test]
+fn a_directory_has_the_attributes_of_its_last_entry_alone() {
+    if !is_root() {
+        return;
+    }
+    let (_place, root) = dir();
+    let mut noted = directory("d");
+    for name in ["user.a", "user.b"] {
+        noted.0.xattrs.insert(name.into(), "1".into());
+    }
+    plain(&root, &[noted.clone()]);
+    noted.0.xattrs.remove(&b"user.a"[..]);
+    noted.0.xattrs.insert("user.b".into(), "2".into());
+    plain(&root, &[noted]);
+    let names = || root.xattrs("d", Last::Keep).expect("attributes");
+    assert_eq!(names().into_iter().collect::<Vec<_>>(), [("user.b".into(), b"2".to_vec())]);
+    plain(&root, &[directory("d")]);
+    assert!(names().is_empty());
+    let (_place, root) = dir();
+    overlay(&root, &[file("d/.wh..wh..opq", b""), directory("d")]);
+    assert!(is_opaque(&root, "d"), "what overlays are steered by stays");
+}
+
+#[test]
 fn a_hard_link_to_an_earlier_layer_needs_that_layer() {
     if !is_root() {
         return;
@@ -174,5 +198,5 @@ fn directories_that_are_implied_are_like_those_below() {
     assert!(!exists(place.path(), "lib"));
     assert!(matches!(applied.index.cover(b"usr/lib/f"), Cover::Present(_)));
     unpack(&lower, WhiteoutStyle::Plain, None, &linked).expect("it is unpacked");
-    assert_eq!(lower.stat("usr/lib/g", crate::fs::Last::Keep).expect("it is asked").map(|m| m.size), Some(1));
+    assert_eq!(lower.stat("usr/lib/g", Last::Keep).expect("it is asked").map(|m| m.size), Some(1));
 }
