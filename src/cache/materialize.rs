@@ -41,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 use super::Cache;
 use super::CacheError;
 use super::ImmutableRef;
+use super::adopt::UnpackedAlone;
 use super::indexes::Of;
 use super::record::ChangeSet;
 use super::record::Layer;
@@ -69,6 +70,9 @@ pub(super) const CONCURRENT: usize = 16;
 
 /// Bytes of parts of layers that are in memory at most, whatever number of them is asked for.
 pub(super) const MAX_PARTS: usize = 32 << 20;
+
+/// A layer's snapshot, or what was unpacked of one that needs those below it.
+type Unpacked = Result<Arc<SnapshotHold>, Option<Arc<UnpackedAlone>>>;
 
 /// What is shared by those who make states into files.
 pub(super) struct Materializer {
@@ -210,27 +214,33 @@ impl Cache {
         parts: &[Part],
         handlers: &DescHandlers,
     ) -> Result<Vec<Arc<SnapshotHold>>, CacheError> {
-        let chains = chains(parts);
-        let making: Vec<_> = parts
-            .iter()
-            .zip(&chains)
-            .map(|(part, chain)| {
+        let mut holds = self.made_snapshots(parts).await?;
+        // A chain is asked for only by those which may be unpacked.
+        let high = parts.iter().rposition(|part| part.blob().is_some()).map_or(0, |n| n + 1);
+        let chains = chains(&parts[..high]);
+        let making = parts.iter().zip(&chains).enumerate().filter(|(_, (part, _))| part.blob().is_some());
+        let making: Vec<_> = making
+            .map(|(n, (part, chain))| {
                 let made = self.part_snapshot(ctx, part, *chain, handlers);
-                let made = made.map(|made| match made {
-                    Err(CacheError::NeedsLower { unpacked, .. }) => Ok(Err(unpacked)),
-                    made => made.map(Ok),
+                let made = made.map(move |made| match made {
+                    Err(CacheError::NeedsLower { unpacked, .. }) => Ok((n, Err(unpacked))),
+                    made => made.map(|hold| (n, Ok(hold))),
                 });
                 made.boxed()
             })
             .collect();
-        let holds: Vec<Result<Arc<SnapshotHold>, _>> =
-            stream::iter(making).buffered(CONCURRENT).try_collect().await?;
+        let mut making = stream::iter(making).buffered(CONCURRENT);
+        while let Some((n, hold)) = making.try_next().await? {
+            holds[n] = Some(hold);
+        }
+        drop(making);
         // Some layer may need what is below it, and comes to lie on that once it is there.
         let mut below: Vec<Arc<SnapshotHold>> = Vec::with_capacity(parts.len());
-        for ((part, here), hold) in parts.iter().zip(chains).zip(holds) {
+        for (n, (part, hold)) in parts.iter().zip(holds).enumerate() {
             let hold = match (hold, &part.set) {
-                (Ok(hold), _) => hold,
-                (Err(unpacked), ChangeSet::Blob(layer)) => {
+                (Some(Ok(hold)), _) => hold,
+                (Some(Err(unpacked)), ChangeSet::Blob(layer)) => {
+                    let here = chains[n];
                     let target = Target {
                         key: chain_key(here),
                         of: Content::Chain(part.record),
@@ -241,11 +251,28 @@ impl Cache {
                     };
                     self.lay_over(ctx, layer, handlers, target, unpacked).await?
                 }
-                (Err(_), ChangeSet::Made(_)) => return Err(CacheError::NotFound { id: part.record }),
+                _ => return Err(CacheError::NotFound { id: part.record }),
             };
             below.push(hold);
         }
         Ok(below)
+    }
+
+    /// Those of the parts that were made here, of which nothing but a look at all of them is to be done.
+    async fn made_snapshots(&self, parts: &[Part]) -> Result<Vec<Option<Unpacked>>, CacheError> {
+        let mut holds = Vec::with_capacity(parts.len());
+        for part in parts {
+            holds.push(match &part.set {
+                ChangeSet::Made(made) => {
+                    Some(Ok(Arc::new(self.0.snapshots.hold(made.snapshot.clone()).await)))
+                }
+                ChangeSet::Blob(_) => None,
+            });
+        }
+        match self.0.snapshots.first_missing(parts)? {
+            Some(part) => Err(CacheError::NotFound { id: part.record }),
+            None => Ok(holds),
+        }
     }
 
     /// The snapshot of a part's own files. `chain` is that of the part and those below it; a layer that can't be

@@ -273,6 +273,21 @@ impl Snapshots {
         Ok(Among { table: tx.table(SNAPSHOTS)?, boot: self.0.boot.clone() })
     }
 
+    /// The first made change set among `parts` whose files are gone.
+    pub(super) fn first_missing<'p>(&self, parts: &'p [Part]) -> Result<Option<&'p Part>, DbError> {
+        self.0.db.read(|tx| {
+            let here = self.among(tx)?;
+            for part in parts {
+                if let ChangeSet::Made(made) = &part.set
+                    && !here.has(&made.snapshot)?
+                {
+                    return Ok(Some(part));
+                }
+            }
+            Ok(None)
+        })
+    }
+
     /// For each of `parts` whether its own files are here, whatever became of its blob.
     pub(super) fn have_files(&self, parts: &[Part]) -> Result<Vec<bool>, DbError> {
         self.0.db.read(|tx| self.among(tx)?.have_files(parts))
