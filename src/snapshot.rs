@@ -13,6 +13,7 @@ mod error;
 mod index;
 mod key;
 mod mount;
+mod names;
 mod native;
 mod overlay;
 mod removal;

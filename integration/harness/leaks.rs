@@ -72,7 +72,7 @@ pub fn snapshots(daemon: &Daemon) -> Vec<String> {
     assert!(!kinds.is_empty(), "no snapshotter has a directory here");
     let mut found = Vec::new();
     for kind in kinds.iter().map(|kind| root.join(kind)) {
-        for directory in ["active", "views", "committed", "temporary", "mounts", "squashed"] {
+        for directory in ["active", "views", "committed", "temporary", "mounts", "squashed", "l"] {
             found.extend(names(&kind.join(directory)).iter().map(|name| format!("{directory}/{name}")));
         }
     }

@@ -27,11 +27,14 @@ use rustix::mount::UnmountFlags;
 use rustix::thread::UnshareFlags;
 
 use super::SnapshotError;
+use super::names::Names;
 use crate::task::TaskFailed;
 use crate::task::Tasks;
 
 /// Lower directories that the kernel takes.
 pub(super) const MAX_LOWER: usize = 500;
+/// Bytes of all options that the kernel takes as one text: the smallest page.
+const MAX_OPTIONS: usize = 4096;
 /// The kernel takes a string of 255 bytes for one option; longer paths go by descriptor.
 const MAX_VALUE: usize = 255;
 /// Both sides of every mount agree on these: an upper directory then says all that was changed in it, in a form that
@@ -116,13 +119,14 @@ impl Overlay {
         Mount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }
     }
 
-    pub(super) fn mount(&self, target: &Path) -> Result<(), SnapshotError> {
-        let mounted = match self.mount_by_descriptor(target) {
-            // The kernel is older than 6.5.
-            Err(MountFailed::NotKnown) => self.mount_by_options(target),
-            Err(MountFailed::Io(error)) => Err(error),
-            Ok(()) => Ok(()),
-        };
+    pub(super) fn mount(&self, names: &Names, target: &Path) -> Result<(), SnapshotError> {
+        // The second way has no limit, and says what is wrong.
+        let mounted = self.mount_by_names(names, target).or_else(|error| {
+            self.mount_by_descriptor(target).map_err(|failed| match failed {
+                MountFailed::NotKnown => error,
+                MountFailed::Io(error) => error,
+            })
+        });
         mounted.and_then(|()| self.check(target)).map_err(SnapshotError::io("mount overlay on", target))
     }
 
@@ -175,42 +179,29 @@ impl Overlay {
         Ok(())
     }
 
-    /// All directories are in one option, which has a page at most. So they get short names, relative to a directory
-    /// of links to them: the links are followed while mounting, and not needed afterwards.
-    fn mount_by_options(&self, target: &Path) -> io::Result<()> {
-        let mut links = target.as_os_str().to_owned();
-        links.push(".links");
-        let links = PathBuf::from(links);
-        fs::create_dir(&links)?;
-        let mounted = self.mount_from(&links, target);
-        mounted.and(fs::remove_dir_all(&links))
-    }
-
-    fn mount_from(&self, links: &Path, target: &Path) -> io::Result<()> {
-        let link = |path: &Path, name: &str| std::os::unix::fs::symlink(path, links.join(name));
-        let mut names = Vec::new();
-        for (n, lower) in self.lower.iter().enumerate() {
-            let name = n.to_string();
-            link(lower, &name)?;
-            names.push(name);
-        }
+    /// All directories are in one text: a page at most, and the shorter the better for all who list mounts.
+    fn mount_by_names(&self, names: &Names, target: &Path) -> io::Result<()> {
         let mut options: Vec<_> =
             OVERLAY_OPTIONS.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        options.push(format!("lowerdir={}", names.join(":")));
+        options.push(format!("lowerdir={}", names.list(&self.lower)?));
         let mut flags = MountFlags::RDONLY;
         if let Some((upper, work)) = &self.upper {
-            link(upper, "u")?;
-            link(work, "w")?;
-            options.push("upperdir=u,workdir=w,volatile".to_owned());
+            options.push(format!("upperdir={}", escape(&names.relative(upper))));
+            options.push(format!("workdir={}", escape(&names.relative(work))));
+            options.push("volatile".to_owned());
             flags = MountFlags::empty();
         }
         let options = std::ffi::CString::new(options.join(","))?;
+        if options.as_bytes_with_nul().len() > MAX_OPTIONS {
+            // The kernel would cut them off.
+            return Err(io::ErrorKind::ArgumentListTooLong.into());
+        }
         let target = fs::canonicalize(target)?;
         let mount = || -> io::Result<()> {
             // Safety: this thread shares no file descriptors or memory mappings less than before, only its working
             // directory is its own from here on. It ends with this function.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
-            rustix::process::chdir(links)?;
+            rustix::process::chdir(names.directory())?;
             rustix::mount::mount("overlay", &target, "overlay", flags, Some(options.as_c_str()))?;
             Ok(())
         };
@@ -221,8 +212,8 @@ impl Overlay {
     }
 
     #[cfg(test)]
-    pub(super) fn mount_as_older_kernels(&self, target: &Path) -> io::Result<()> {
-        self.mount_by_options(target)
+    pub(super) fn mount_without_names(&self, target: &Path) -> bool {
+        self.mount_by_descriptor(target).is_ok()
     }
 }
 

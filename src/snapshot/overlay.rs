@@ -15,7 +15,8 @@
 //! # Locking
 //!
 //! See `store.rs` for snapshots, `slot.rs` for mounts and `squash.rs` for merged layers. No two of these mutexes are
-//! held together, but that of a merged layer within that of the mount that needs it.
+//! held together, but that of a merged layer within that of the mount that needs it. Lower directories are mounted by
+//! short names (`names.rs`).
 //!
 //! # Crash consistency
 //!
@@ -43,6 +44,7 @@ use super::Snapshotter;
 use super::mount::MAX_LOWER;
 use super::mount::Overlay;
 use super::mount::bind_read_only;
+use super::names::Names;
 use super::removal;
 use super::slot::Hold;
 use super::slot::Point;
@@ -105,7 +107,8 @@ impl OverlaySnapshotter {
                 fs::create_dir_all(path).map_err(SnapshotError::io("make", path))?;
             }
             let [lower, upper, work, merged] = paths;
-            Overlay { lower: vec![lower], upper: Some((upper, work)) }.mount(&merged)?;
+            let names = Names::new(&dir);
+            Overlay { lower: vec![lower], upper: Some((upper, work)) }.mount(&names, &merged)?;
             rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::DETACH)
                 .map_err(SnapshotError::io("unmount", &merged))
         };
@@ -196,7 +199,7 @@ impl Show for Showing<'_> {
             store.discard(work)?;
             fs::create_dir(work).map_err(SnapshotError::io("make", work))?;
         }
-        mounted(store, |target| overlay.mount(target))
+        mounted(store, |target| overlay.mount(store.names(), target))
     }
 
     fn show_read_only(&self, whole: &Path) -> Result<Point, SnapshotError> {

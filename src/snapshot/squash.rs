@@ -90,7 +90,10 @@ impl Squashed {
                     let state = Arc::new(Mutex::new(State { layers: Some(layers) }));
                     all.insert(entry.file_name().to_string_lossy().into_owned(), state);
                 }
-                _ => store.discard(&entry.path())?,
+                _ => {
+                    store.names().forget(&entry.path().join(FS))?;
+                    store.discard(&entry.path())?;
+                }
             }
         }
         if !trusted {
@@ -159,6 +162,7 @@ impl Squashed {
         let mut moved = Vec::new();
         for path in doomed {
             let trash = store.temporary();
+            store.names().forget(&path.join(FS))?;
             fs::rename(&path, &trash).map_err(SnapshotError::io("remove", &path))?;
             moved.push(trash);
         }

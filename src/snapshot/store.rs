@@ -7,6 +7,7 @@
 //!   committed/<name>/
 //!   temporary/<n>      a snapshot on its way in or out
 //!   mounts/<n>         mount points, while they are used
+//!   l/<name>           links to trees that were mounted below others
 //! ```
 //!
 //! The kind of a snapshot is where its directory lies, and its file `meta` says the rest and is never changed. So each
@@ -43,6 +44,7 @@ use super::SnapshotInfo;
 use super::SnapshotKey;
 use super::SnapshotKind;
 use super::SnapshotUsage;
+use super::names::Names;
 use super::slot::Slot;
 use super::stale;
 use crate::failpoint;
@@ -61,6 +63,7 @@ pub(super) struct Store {
     /// Whether committed snapshots need those that they were made on.
     chained: bool,
     next: AtomicU64,
+    names: Names,
     table: Mutex<Table>,
 }
 
@@ -103,7 +106,8 @@ impl Store {
         // The kernel tells of mounts by their real paths.
         let root = fs::canonicalize(root).map_err(SnapshotError::io("find", root))?;
         stale::unmount_below(&root)?;
-        let store = Store { root, chained, next: AtomicU64::new(0), table: Mutex::default() };
+        let names = Names::new(&root);
+        let store = Store { root, chained, next: AtomicU64::new(0), names, table: Mutex::default() };
         for name in KINDS.map(directory).into_iter().chain(["temporary", "mounts"]) {
             let path = store.root.join(name);
             match fs::create_dir(&path) {
@@ -159,6 +163,7 @@ impl Store {
                 let trash = self.temporary();
                 rename(&path, &trash)?;
                 drop(table);
+                self.names.forget(&path.join(FS))?;
                 self.discard_all([trash]);
                 Ok(())
             }
@@ -181,6 +186,11 @@ impl Store {
         }
         let committed = self.path(SnapshotKind::Committed, key);
         (!self.chained && committed.exists()).then_some(SnapshotKind::Committed)
+    }
+
+    /// How committed snapshots are called where they are mounted.
+    pub(super) fn names(&self) -> &Names {
+        &self.names
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -388,7 +398,9 @@ impl Store {
             entry.info.kind
         };
         let removed = before().and_then(|mut trash| {
-            rename(&self.path(kind, key), &temporary)?;
+            let path = self.path(kind, key);
+            self.names.forget(&path.join(FS))?;
+            rename(&path, &temporary)?;
             trash.push(temporary);
             Ok(trash)
         });
