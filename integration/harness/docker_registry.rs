@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::Read;
 use std::io::Seek;
 use std::net::TcpListener;
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
@@ -78,11 +77,29 @@ impl DockerRegistry {
 
     fn is_up(&mut self) -> bool {
         let mut dead = false;
-        let connects = poll(START, || {
+        let listens = poll(START, || {
             dead = self.process.ended().is_some();
-            dead || TcpStream::connect(&self.host).is_ok()
+            dead || self.listens()
         });
-        connects && !dead
+        listens && !dead
+    }
+
+    /// True if the port is this process's: who else answers there may have been faster.
+    fn listens(&self) -> bool {
+        let port = self.host.rsplit(':').next().and_then(|port| port.parse::<u16>().ok()).expect("a port");
+        let end = format!(":{port:04X}");
+        // See proc_pid_net(5): the local address, the state (0A is LISTEN) and the inode.
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+        let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let inode = fields
+            .filter(|fields| fields.get(1).is_some_and(|local| local.ends_with(&end)))
+            .find(|fields| fields.get(3) == Some(&"0A"))
+            .and_then(|fields| fields.get(9).map(|inode| format!("socket:[{inode}]")));
+        let Some(inode) = inode else { return false };
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.process.pid().as_raw_nonzero()));
+        let mut links =
+            open.into_iter().flatten().flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        links.any(|link| link.as_os_str() == inode.as_str())
     }
 }
 
