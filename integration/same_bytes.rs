@@ -13,13 +13,11 @@ use crate::harness::Build;
 use crate::harness::Buildkitd;
 use crate::harness::Client;
 use crate::harness::Daemon;
-use crate::harness::DaemonOptions;
 use crate::harness::Image;
 use crate::harness::Layer;
 use crate::harness::TestRegistry;
 use crate::harness::client::ContentStore;
 use crate::harness::client::Outcome;
-use crate::harness::layer::busybox;
 use crate::harness::llb;
 
 /// A frontend's result: an image of the registry by platform ID, and metadata.
@@ -207,58 +205,4 @@ async fn archives_equal_those_of_buildkitd() {
     }
     assert_eq!(found[1], found[0]);
     assert_eq!(found[1].len(), 4, "two layers, the config and the manifest");
-}
-
-/// What the layer of a command has, and how: the times are those of the moment.
-async fn entries_of_command(client: &Client, registry: &TestRegistry, script: &str) -> Vec<String> {
-    let state = llb::sh(&llb::image(registry.reference("base", "v1")), script);
-    let to = registry.reference("out", "entries");
-    client
-        .start(Build::of(&state).export("image", &[("name", &to), ("push", "true")]))
-        .await
-        .finish()
-        .await
-        .success();
-    let manifest = registry.manifest("out", "entries").expect("the image arrived");
-    let manifest: serde_json::Value = serde_json::from_slice(&manifest.bytes).expect("JSON");
-    let layers = manifest["layers"].as_array().expect("layers");
-    assert_eq!(layers.len(), 3, "{script}: {manifest}");
-    let blob = registry.blob("out", layers[2]["digest"].as_str().expect("a digest")).expect("it arrived");
-    let blob = blob.to_bytes();
-    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(&blob[..]));
-    let entries = archive.entries().expect("an archive").map(|entry| {
-        let entry = entry.expect("an entry");
-        let header = entry.header();
-        let kind = char::from(header.entry_type().as_byte());
-        format!("{kind} {:o} {}", header.mode().expect("a mode"), entry.path().expect("a path").display())
-    });
-    entries.collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_layer_of_a_command_has_the_entries_that_buildkitd_gives_it() {
-    let Some(buildkitd) = Buildkitd::start("") else { return };
-    let Some(shell) = busybox() else { return };
-    let native = "[worker.oci]\n  snapshotter = \"native\"\n".to_owned();
-    let (overlay, native) =
-        (Daemon::start(), Daemon::start_with(DaemonOptions { config: native, ..DaemonOptions::default() }));
-    let registry = TestRegistry::open();
-    let files =
-        [("etc/", ""), ("etc/conf", "x"), ("opt/", ""), ("opt/a", "1"), ("opt/b", "2"), ("opt/d/", "")];
-    registry.put_image("base", "v1", &Image::of([shell, Layer::tree(&files)]));
-    let theirs = Client::at(buildkitd.socket()).await;
-    let ours = [Client::connect(&overlay).await, Client::connect(&native).await];
-    for script in [
-        "true",
-        "echo 3 > /opt/c",
-        "chmod 700 /opt/d; chmod 755 /opt/d",
-        "rm -r /opt; mkdir /opt; echo 3 > /opt/c",
-        "rm /opt/a; echo new > /etc/new; touch /opt/x; rm /opt/x",
-        "mv /opt/b /opt/e; ln /opt/e /etc/f; ln -s e /opt/g",
-    ] {
-        let expected = entries_of_command(&theirs, &registry, script).await;
-        for client in &ours {
-            assert_eq!(entries_of_command(client, &registry, script).await, expected, "{script}");
-        }
-    }
 }

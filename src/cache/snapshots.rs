@@ -268,19 +268,6 @@ impl Snapshots {
         self.0.db.read(|tx| self.among(tx)?.has(key))
     }
 
-    /// True if all of them are whole.
-    pub(super) fn are_present(&self, holds: &[Arc<SnapshotHold>]) -> Result<bool, DbError> {
-        self.0.db.read(|tx| {
-            let here = self.among(tx)?;
-            for hold in holds {
-                if !here.has(hold.key())? {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })
-    }
-
     /// The snapshots as `tx` sees them.
     pub(super) fn among(&self, tx: &ReadTx) -> Result<Among, DbError> {
         Ok(Among { table: tx.table(SNAPSHOTS)?, boot: self.0.boot.clone() })

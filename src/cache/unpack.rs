@@ -43,8 +43,8 @@ const READ_BYTES: usize = 256 << 10;
 
 /// What a change set is read from, on a thread where that may block.
 pub(super) enum Changes {
-    /// A directory with nothing but the changes, and what they were made on if that is at hand.
-    Upper { lower: Option<Tree>, upper: Root },
+    /// A directory with nothing but the changes.
+    Upper(Root),
     /// Two whole trees.
     Trees { lower: Option<Tree>, upper: Tree },
 }
@@ -52,12 +52,12 @@ pub(super) enum Changes {
 impl Changes {
     /// Writes them as an uncompressed archive.
     pub(super) fn write(&self, sink: &mut dyn Write, epoch: Option<Timestamp>) -> Result<(), CacheError> {
-        let open = |tree: &Option<Tree>| tree.as_ref().map(|tree| Root::open(tree.path())).transpose();
         let written = || -> Result<(), DiffError> {
             let changes = match self {
-                Changes::Upper { lower, upper } => diff_upper(upper, open(lower)?.as_ref())?,
+                Changes::Upper(upper) => diff_upper(upper, None)?,
                 Changes::Trees { lower, upper } => {
-                    diff_trees(open(lower)?.as_ref(), &Root::open(upper.path())?)?
+                    let lower = lower.as_ref().map(|tree| Root::open(tree.path())).transpose()?;
+                    diff_trees(lower.as_ref(), &Root::open(upper.path())?)?
                 }
             };
             write_layer(&changes, &WriteLayer { epoch: epoch.map(Timestamp::as_second) }, sink)
@@ -189,17 +189,17 @@ impl Cache {
     pub(super) async fn changes(&self, part: &Part, hold: Arc<SnapshotHold>) -> Result<Changes, CacheError> {
         let ChangeSet::Made(made) = &part.set else { return Err(CacheError::NotFound { id: part.record }) };
         let snapshotter = self.0.snapshots.snapshotter();
-        let mut below = Vec::new();
-        for parent in snapshotter.stat(&made.snapshot).await?.parents {
-            below.push(Arc::new(self.0.snapshots.hold(parent).await));
+        if let Some(upper) = snapshotter.upper(&made.snapshot) {
+            return Ok(Changes::Upper(Root::open(upper).map_err(CacheError::pack)?));
         }
-        let upper = snapshotter.upper(&made.snapshot);
-        // Beside a directory with the changes alone, layers that were pruned meanwhile are not missed enough.
-        let at_hand = !below.is_empty() && (upper.is_none() || self.0.snapshots.are_present(&below)?);
-        let lower = if at_hand { Some(self.view(below).await?) } else { None };
-        if let Some(upper) = upper {
-            return Ok(Changes::Upper { lower, upper: Root::open(upper).map_err(CacheError::pack)? });
-        }
+        let parents = snapshotter.stat(&made.snapshot).await?.parents;
+        let lower = match parents.first() {
+            Some(parent) => {
+                let hold = Arc::new(self.0.snapshots.hold(parent.clone()).await);
+                Some(self.view(vec![hold]).await?)
+            }
+            None => None,
+        };
         Ok(Changes::Trees { lower, upper: self.view(vec![hold]).await? })
     }
 }

@@ -255,6 +255,37 @@ async fn what_was_made_on_an_unknown_base_is_known() {
     assert_eq!(std::fs::read(tree.path().join("f")).unwrap(), b"second");
 }
 
+/// What was in a directory that is replaced is gone, in the layers that nobody had to open as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_is_removed_and_made_anew_hides_all_that_was_in_it() {
+    let f = Fixture::new();
+    let base: [&[Item]; 3] =
+        [&[("a/", ""), ("a/b/", ""), ("a/b/x", "x"), ("a/y", "y")], &[("z", "z")], &[("a/", "")]];
+    let source: [Item; 3] = [("a/", ""), ("a/b/", ""), ("a/b/new", "new")];
+    for changes in [
+        vec![remove("/a"), mkdir("/a")],
+        vec![remove("/a/b"), mkfile("/other"), mkdir("/a/b/c")],
+        vec![remove("/a"), copy("/a", "/")],
+        vec![remove("/a"), mkfile("/a"), remove("/a"), mkdir("/a/b")],
+        vec![remove("/a/*"), mkdir("/a/b")],
+    ] {
+        for known in [false, true] {
+            let (few, _, whole) = both(&f, &base, &[&source], &op(changes.clone()), known).await;
+            assert_eq!(few, whole, "{changes:?}, known: {known}");
+        }
+        let inputs = [image(&f, &layers_of(&f, &base)).await, image(&f, &layers_of(&f, &[&source])).await];
+        let inputs: Vec<_> = inputs.into_iter().map(Some).collect();
+        let made = op(changes.clone()).run(&f.cache, f.tasks(), &Ctx::background(), "", &inputs).await;
+        let made = made.unwrap().remove(0).unwrap();
+        let tree = made.mount(&Ctx::background()).await.unwrap();
+        for gone in ["a/b/x", "a/y"] {
+            let stays =
+                gone == "a/y" && matches!(&changes[0], FileChange::Remove(removed) if removed.path == "/a/b");
+            assert_eq!(tree.path().join(gone).exists(), stays, "{gone} after {changes:?}");
+        }
+    }
+}
+
 const PATHS: [&str; 9] = ["a", "b", "a/a", "a/b", "b/a", "a/a/a", "b/a/b", "c", "c/a"];
 
 fn items() -> impl Strategy<Value = Vec<Item>> {
