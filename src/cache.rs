@@ -40,6 +40,7 @@ mod collect;
 mod diff;
 mod durable;
 mod filter;
+mod footing;
 mod images;
 mod indexes;
 mod layers;

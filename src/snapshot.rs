@@ -16,6 +16,7 @@ mod mount;
 mod names;
 mod native;
 mod overlay;
+mod parents;
 mod removal;
 mod slot;
 mod squash;
@@ -56,6 +57,7 @@ pub use mount::Mount;
 pub use mount::Mounted;
 pub use native::NativeSnapshotter;
 pub use overlay::OverlaySnapshotter;
+pub use parents::Parents;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum SnapshotKind {
@@ -81,8 +83,8 @@ impl fmt::Display for SnapshotKind {
 pub struct SnapshotInfo {
     pub key: SnapshotKey,
     pub kind: SnapshotKind,
-    /// Lowest first.
-    pub parents: Vec<SnapshotKey>,
+    /// Of a committed one none, if it [stands alone](Snapshotter::stacks).
+    pub parents: Parents,
     pub created_at: Timestamp,
 }
 
@@ -104,15 +106,15 @@ pub struct SnapshotUsage {
 pub trait Snapshotter: fmt::Debug + Send + Sync {
     fn name(&self) -> &'static str;
 
-    /// True if a committed snapshot holds its own changes only and can stand on any others: `parents` of `prepare`
-    /// and `view` is then any list, lowest first. False if it is a whole tree: one parent at most.
+    /// True if a committed snapshot holds its own changes only, needs none of those that it was made on and can stand on
+    /// any others: `parents` of `prepare` and `view` is then any list. False if it is a whole tree: one parent at most.
     fn stacks(&self) -> bool;
 
     /// Makes an active snapshot over committed ones.
-    async fn prepare(&self, key: &SnapshotKey, parents: &[SnapshotKey]) -> Result<(), SnapshotError>;
+    async fn prepare(&self, key: &SnapshotKey, parents: &Parents) -> Result<(), SnapshotError>;
 
     /// Makes a view of committed ones.
-    async fn view(&self, key: &SnapshotKey, parents: &[SnapshotKey]) -> Result<(), SnapshotError>;
+    async fn view(&self, key: &SnapshotKey, parents: &Parents) -> Result<(), SnapshotError>;
 
     /// What has to be mounted, one over the other, to see an active snapshot or a view.
     async fn mounts(&self, key: &SnapshotKey) -> Result<Vec<Mount>, SnapshotError>;

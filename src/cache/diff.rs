@@ -9,6 +9,7 @@ use super::ImmutableRef;
 use super::LayerOptions;
 use super::MutableOptions;
 use super::RefOptions;
+use super::footing::Footing;
 use super::plan::Plan;
 use super::stack::Stack;
 use super::unpack::Below;
@@ -54,13 +55,13 @@ impl Cache {
         options: RefOptions,
     ) -> Result<ImmutableRef, CacheError> {
         let view = async |state: &ImmutableRef| {
-            let holds = self.stand_on(ctx, &state.parts(), state.handlers()).await?;
-            self.view(holds).await
+            let footing = self.stand_on(ctx, state.stack(), state.handlers()).await?;
+            self.view(footing).await
         };
         let below = view(lower).await?;
         let above = match upper {
             Some(upper) => view(upper).await?,
-            None => self.view(Vec::new()).await?,
+            None => self.view(Footing::default()).await?,
         };
         let changes = Changes::Trees { lower: Some(below), upper: above };
         if !self.0.snapshots.stacks() {

@@ -42,6 +42,8 @@ use super::Cache;
 use super::CacheError;
 use super::ImmutableRef;
 use super::adopt::UnpackedAlone;
+use super::footing::Footing;
+use super::footing::Seen;
 use super::indexes::Of;
 use super::record::ChangeSet;
 use super::record::Layer;
@@ -52,6 +54,7 @@ use super::snapshots::Passing;
 use super::snapshots::SnapshotHold;
 use super::snapshots::chain_key;
 use super::snapshots::layer_key;
+use super::stack::Stack;
 use super::unpack::Below;
 use super::unpack::Source;
 use crate::content::BlobReader;
@@ -62,6 +65,7 @@ use crate::ctx::Ctx;
 use crate::oci::ChainId;
 use crate::progress::TransferProgress;
 use crate::snapshot::Mounted;
+use crate::snapshot::Parents;
 use crate::snapshot::SnapshotKey;
 use crate::task::Flights;
 
@@ -101,13 +105,13 @@ pub struct Tree {
     mounted: Option<Mounted>,
     /// Goes with the last that has it, once nothing is mounted.
     _snapshot: Arc<Passing>,
-    /// Keep what is below.
-    _holds: Vec<Arc<SnapshotHold>>,
+    /// Keeps what is below.
+    _below: Footing,
 }
 
 impl Tree {
-    pub(super) fn new(mounted: Mounted, snapshot: Arc<Passing>, holds: Vec<Arc<SnapshotHold>>) -> Tree {
-        Tree { mounted: Some(mounted), _snapshot: snapshot, _holds: holds }
+    pub(super) fn new(mounted: Mounted, snapshot: Arc<Passing>, below: Footing) -> Tree {
+        Tree { mounted: Some(mounted), _snapshot: snapshot, _below: below }
     }
 
     /// The root of the files.
@@ -134,7 +138,7 @@ impl ImmutableRef {
     ///
     /// Cancellation safe: what was fetched, and what was unpacked whole, is kept.
     pub async fn extract(&self, ctx: &Ctx) -> Result<(), CacheError> {
-        self.cache().stand_on(ctx, &self.parts(), self.handlers()).await?;
+        self.cache().stand_on(ctx, self.stack(), self.handlers()).await?;
         Ok(())
     }
 
@@ -143,7 +147,7 @@ impl ImmutableRef {
     /// Cancellation safe.
     pub async fn mount(&self, ctx: &Ctx) -> Result<Arc<Tree>, CacheError> {
         let cache = self.cache();
-        let holds = cache.stand_on(ctx, &self.parts(), self.handlers()).await?;
+        let footing = cache.stand_on(ctx, self.stack(), self.handlers()).await?;
         if let Some(tree) = cache.0.files.mounted(&self.id()) {
             return Ok(tree);
         }
@@ -154,7 +158,7 @@ impl ImmutableRef {
                 if let Some(tree) = work.0.files.mounted(&id) {
                     return Ok(tree);
                 }
-                let tree = Arc::new(work.view(holds).await?);
+                let tree = Arc::new(work.view(footing).await?);
                 work.0.files.remember(id, &tree);
                 Ok(tree)
             };
@@ -179,46 +183,77 @@ impl Materializer {
 
 impl Cache {
     /// Mounts a view of the snapshots. Goes on to its end if it is dropped, and then unmounts it.
-    pub(super) async fn view(&self, holds: Vec<Arc<SnapshotHold>>) -> Result<Tree, CacheError> {
-        let snapshots = self.0.snapshots.clone();
+    pub(super) async fn view(&self, footing: impl Into<Footing>) -> Result<Tree, CacheError> {
+        let (snapshots, footing) = (self.0.snapshots.clone(), footing.into());
         let work = self.0.tasks.spawn("view files", async move {
-            let parents: Vec<SnapshotKey> = holds.iter().map(|h| h.key().clone()).collect();
             let snapshot = Arc::new(snapshots.passing("view"));
             let snapshotter = snapshots.snapshotter();
-            snapshotter.view(snapshot.key(), &parents).await?;
+            snapshotter.view(snapshot.key(), footing.parents()).await?;
             let mounted = snapshotter.mount(snapshot.key(), true).await?;
-            Ok(Tree::new(mounted, snapshot, holds))
+            Ok(Tree::new(mounted, snapshot, footing))
         });
         work.await?
     }
 
-    /// The snapshots that a snapshot must have as parents to have the files of `parts`, made where they
+    /// The snapshots that a snapshot must have as parents to have the files of `stack`, made where they
     /// are missing.
     pub(super) async fn stand_on(
         &self,
         ctx: &Ctx,
-        parts: &[Part],
+        stack: &Stack,
         handlers: &DescHandlers,
-    ) -> Result<Vec<Arc<SnapshotHold>>, CacheError> {
-        if self.0.snapshots.stacks() {
-            self.stack(ctx, parts, handlers).await
-        } else {
-            Ok(self.chain(ctx, parts, handlers).await?.into_iter().collect())
+    ) -> Result<Footing, CacheError> {
+        if !self.0.snapshots.stacks() {
+            let parts: Vec<Part> = stack.iter().cloned().collect();
+            return Ok(self.chain(ctx, &parts, handlers).await?.into_iter().collect());
         }
+        let snapshots = &self.0.snapshots;
+        let (now, known, below) = loop {
+            let now = snapshots.generation();
+            let known = stack.known(now);
+            let list = snapshots.hold_all(known.parents).await;
+            // Held too late, if something was removed meanwhile.
+            if snapshots.generation() == now {
+                break (now, known.count, list);
+            }
+        };
+        let below = Footing::whole(below, now);
+        let above: Vec<&Part> = stack.above(known).collect();
+        let blobs = |parts: &[&Part]| parts.iter().filter(|part| part.blob().is_some()).count();
+        // Files are for those who may have the blobs.
+        let seen = stack.blobs().take(stack.blob_count() - blobs(&above));
+        let admitted: Vec<_> = seen.map(|layer| self.admit(ctx, layer, handlers).boxed()).collect();
+        let mut admitted = stream::iter(admitted).buffered(CONCURRENT);
+        while admitted.try_next().await?.is_some() {}
+        drop(admitted);
+        if above.is_empty() {
+            return Ok(below);
+        }
+        let chains = match above.iter().rposition(|part| part.blob().is_some()) {
+            Some(highest) => chains(stack.iter().take(known + highest + 1)).split_off(known),
+            None => Vec::new(),
+        };
+        let holds = self.stack(ctx, &below, &above, &chains, handlers).await?;
+        let parents = holds.iter().fold(below.parents().clone(), |on, hold| on.with(hold.key().clone()));
+        let list = snapshots.hold_all(parents.clone()).await;
+        // All of these are held since they were seen.
+        let when = snapshots.generation().since(now);
+        stack.note(Seen { parents, when });
+        Ok(Footing::whole(list, when))
     }
 
-    /// One snapshot per part, all made at the same time.
+    /// One snapshot per part, all made at the same time, on top of `lower`. A part that may have to be unpacked has its
+    /// chain, which is that of all below it.
     async fn stack(
         &self,
         ctx: &Ctx,
-        parts: &[Part],
+        lower: &Footing,
+        parts: &[&Part],
+        chains: &[ChainId],
         handlers: &DescHandlers,
     ) -> Result<Vec<Arc<SnapshotHold>>, CacheError> {
         let mut holds = self.made_snapshots(parts).await?;
-        // A chain is asked for only by those which may be unpacked.
-        let high = parts.iter().rposition(|part| part.blob().is_some()).map_or(0, |n| n + 1);
-        let chains = chains(&parts[..high]);
-        let making = parts.iter().zip(&chains).enumerate().filter(|(_, (part, _))| part.blob().is_some());
+        let making = parts.iter().zip(chains).enumerate().filter(|(_, (part, _))| part.blob().is_some());
         let making: Vec<_> = making
             .map(|(n, (part, chain))| {
                 let made = self.part_snapshot(ctx, part, *chain, handlers);
@@ -244,8 +279,8 @@ impl Cache {
                     let target = Target {
                         key: chain_key(here),
                         of: Content::Chain(part.record),
-                        parents: Vec::new(),
-                        lower: below.clone(),
+                        parents: Parents::default(),
+                        lower: lower.with(below.clone()),
                         alone: false,
                         index: Some(Of::Chain(here)),
                     };
@@ -259,7 +294,7 @@ impl Cache {
     }
 
     /// Those of the parts that were made here, of which nothing but a look at all of them is to be done.
-    async fn made_snapshots(&self, parts: &[Part]) -> Result<Vec<Option<Unpacked>>, CacheError> {
+    async fn made_snapshots(&self, parts: &[&Part]) -> Result<Vec<Option<Unpacked>>, CacheError> {
         let mut holds = Vec::with_capacity(parts.len());
         for part in parts {
             holds.push(match &part.set {
@@ -269,7 +304,7 @@ impl Cache {
                 ChangeSet::Blob(_) => None,
             });
         }
-        match self.0.snapshots.first_missing(parts)? {
+        match self.0.snapshots.first_missing(parts.iter().copied())? {
             Some(part) => Err(CacheError::NotFound { id: part.record }),
             None => Ok(holds),
         }
@@ -301,8 +336,8 @@ impl Cache {
         let target = Target {
             key: layer_key(layer.diff_id),
             of: Content::Layer(layer.diff_id),
-            parents: Vec::new(),
-            lower: Vec::new(),
+            parents: Parents::default(),
+            lower: Footing::default(),
             alone: true,
             index: Some(Of::Layer(layer.diff_id)),
         };
@@ -329,7 +364,7 @@ impl Cache {
             let id = part.identity();
             let here = chain.map_or(ChainId::of(id), |below| below.then(id));
             chain = Some(here);
-            let parents: Vec<SnapshotKey> = below.iter().map(|h| h.key().clone()).collect();
+            let parents: Parents = below.iter().map(|hold| hold.key().clone()).collect();
             let target = Target {
                 key: chain_key(here),
                 of: Content::Chain(part.record),
@@ -356,7 +391,7 @@ impl Cache {
 
     /// The layers above the highest whole tree that is here.
     fn lacking<'p>(&self, parts: &'p [Part]) -> Result<Vec<&'p Layer>, CacheError> {
-        let chains = chains(parts);
+        let chains = chains(parts.iter());
         let mut above = chains.len();
         while above > 0 && !self.0.snapshots.is_present(&chain_key(chains[above - 1]))? {
             above -= 1;
@@ -531,8 +566,8 @@ impl Drop for Extracting {
 }
 
 /// The chain of each part with those below it.
-pub(super) fn chains(parts: &[Part]) -> Vec<ChainId> {
-    let chains = parts.iter().scan(None::<ChainId>, |chain, part| {
+pub(super) fn chains<'p>(parts: impl Iterator<Item = &'p Part>) -> Vec<ChainId> {
+    let chains = parts.scan(None::<ChainId>, |chain, part| {
         let id = part.identity();
         let here = chain.map_or(ChainId::of(id), |below| below.then(id));
         *chain = Some(here);
@@ -547,9 +582,9 @@ pub(super) struct Target {
     pub(super) key: SnapshotKey,
     pub(super) of: Content,
     /// Of a whole tree: the one that it stands on.
-    pub(super) parents: Vec<SnapshotKey>,
+    pub(super) parents: Parents,
     /// What lies below its files.
-    pub(super) lower: Vec<Arc<SnapshotHold>>,
+    pub(super) lower: Footing,
     /// It is to lie on anything: what is below doesn't count.
     pub(super) alone: bool,
     /// What the index of its files is of, if one is kept.

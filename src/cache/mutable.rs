@@ -32,6 +32,8 @@ use super::CacheError;
 use super::ImmutableRef;
 use super::Look;
 use super::Strange;
+use super::footing::Footing;
+use super::footing::Seen;
 use super::live::Hold;
 use super::materialize::Tree;
 use super::record::BY_KEY;
@@ -45,7 +47,6 @@ use super::record::RecordType;
 use super::record::Row;
 use super::snapshots::Content;
 use super::snapshots::Passing;
-use super::snapshots::SnapshotHold;
 use super::snapshots::Snapshots;
 use super::snapshots::Stored;
 use super::snapshots::kept_key;
@@ -57,6 +58,7 @@ use crate::failpoint::Failpoint;
 use crate::oci::ChainId;
 use crate::oci::DiffId;
 use crate::oci::Digest;
+use crate::snapshot::Parents;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotKey;
 
@@ -91,7 +93,7 @@ struct Inner {
     about: About,
     snapshot: Arc<Passing>,
     tree: OnceCell<Arc<Tree>>,
-    holds: Vec<Arc<SnapshotHold>>,
+    footing: Footing,
     /// Keeps the record of a kept one.
     hold: Option<Hold>,
     _in_use: Option<Use>,
@@ -139,15 +141,16 @@ impl Cache {
         options: MutableOptions,
     ) -> Result<MutableRef, CacheError> {
         let snapshots = &self.0.snapshots;
-        let holds = match (parent, &options.looks) {
+        let footing = match (parent, &options.looks) {
             (Some(parent), Some(looks)) if parent.can_be_partial()? => {
                 let (parts, handlers) = (parent.parts(), parent.handlers());
-                Box::pin(self.stand_on_paths(ctx, &parts, handlers, looks, options.strange)).await?
+                let holds = self.stand_on_paths(ctx, &parts, handlers, looks, options.strange);
+                Box::pin(holds).await?.into()
             }
-            (Some(parent), _) => Box::pin(self.stand_on(ctx, &parent.parts(), parent.handlers())).await?,
-            (None, _) => Vec::new(),
+            (Some(parent), _) => Box::pin(self.stand_on(ctx, parent.stack(), parent.handlers())).await?,
+            (None, _) => Footing::default(),
         };
-        let parents: Vec<SnapshotKey> = holds.iter().map(|h| h.key().clone()).collect();
+        let parents = footing.parents().clone();
         let about = About {
             cache: self.clone(),
             id: RecordId::random(),
@@ -165,7 +168,7 @@ impl Cache {
             false => snapshots.prepare(snapshots.passing("active"), parents).await?,
         };
         let tree = OnceCell::new();
-        let mut inner = Inner { about, snapshot: Arc::new(snapshot), tree, holds, hold, _in_use: in_use };
+        let mut inner = Inner { about, snapshot: Arc::new(snapshot), tree, footing, hold, _in_use: in_use };
         if let Some(hold) = &mut inner.hold {
             hold.count_use(None);
         }
@@ -173,7 +176,7 @@ impl Cache {
     }
 
     /// Makes the snapshot of one that is kept. Goes on to its end if it is dropped: what it made is found by its keys.
-    async fn keep(&self, about: &About, parents: Vec<SnapshotKey>) -> Result<Passing, CacheError> {
+    async fn keep(&self, about: &About, parents: Parents) -> Result<Passing, CacheError> {
         let (cache, id) = (self.clone(), about.id);
         let row = about.row(Kind::Mutable {
             snapshot: kept_key(&id),
@@ -224,9 +227,9 @@ impl Cache {
             return Err(missing());
         }
         let parent = parent.map(|id| self.get(&id, &DescHandlers::new())).transpose()?;
-        let holds = match &parent {
-            Some(parent) => self.stand_on(ctx, &parent.parts(), parent.handlers()).await?,
-            None => Vec::new(),
+        let footing = match &parent {
+            Some(parent) => self.stand_on(ctx, parent.stack(), parent.handlers()).await?,
+            None => Footing::default(),
         };
         if self.0.snapshots.snapshotter().stat(&snapshot).await.is_err() {
             return Err(missing());
@@ -246,7 +249,7 @@ impl Cache {
                 about: About { cache: self.clone(), id: *id, parent, options, created_at: row.created_at },
                 snapshot,
                 tree: OnceCell::new(),
-                holds,
+                footing,
                 hold: Some(hold),
                 _in_use: Some(in_use),
             })),
@@ -342,11 +345,11 @@ impl MutableRef {
     pub async fn mount(&self) -> Result<Arc<Tree>, CacheError> {
         let inner = self.inner();
         let mount = async {
-            let (cache, holds) = (inner.about.cache.clone(), inner.holds.clone());
+            let (cache, footing) = (inner.about.cache.clone(), inner.footing.clone());
             let (tasks, snapshot) = (cache.0.tasks.clone(), Arc::clone(&inner.snapshot));
             let work = tasks.spawn("mount files", async move {
                 let mounted = cache.0.snapshots.snapshotter().mount(snapshot.key(), false).await?;
-                Ok::<_, CacheError>(Arc::new(Tree::new(mounted, snapshot, holds)))
+                Ok::<_, CacheError>(Arc::new(Tree::new(mounted, snapshot, footing)))
             });
             work.await?
         };
@@ -404,15 +407,22 @@ impl Inner {
         };
         let written = row.clone();
         let snapshots = &cache.0.snapshots;
+        let now = snapshots.generation();
         snapshots
             .commit(&snapshot, self.snapshot.key(), Content::Made(id), move |tx| written.insert(tx, &id))
             .await?;
         self.snapshot.settle();
         hold.count_use(None);
+        let parents = self.footing.parents().with(snapshot.clone());
         let made = Made { snapshot, created_at: row.created_at, description: row.description.clone() };
         let parent = self.about.parent.as_ref();
         let below = parent.map(|p| p.stack().clone()).unwrap_or_default();
         let stack = below.with([Part { record: id, set: ChangeSet::Made(Arc::new(made)) }]);
+        // What is below is held still, and so is the record of what was made.
+        let when = if parent.is_none() { Some(now) } else { self.footing.when(now) };
+        if let Some(when) = when {
+            stack.note(Seen { parents, when });
+        }
         let handlers = parent.map(|p| p.handlers().clone()).unwrap_or_default();
         Ok(ImmutableRef::new(cache.clone(), hold, &row, stack, handlers))
     }

@@ -79,6 +79,7 @@ use super::snapshots::SnapshotHold;
 use super::snapshots::chain_key;
 use super::snapshots::is_part;
 use super::snapshots::layer_key;
+use super::stack::Stack;
 use crate::content::DescHandlers;
 use crate::content::FetchError;
 use crate::content::Origin;
@@ -88,6 +89,7 @@ use crate::fs::Root;
 use crate::oci::ChainId;
 use crate::pattern::Glob;
 use crate::pattern::InvalidPattern;
+use crate::snapshot::Parents;
 use crate::snapshot::SnapshotError;
 use known::Known;
 use select::Spot;
@@ -179,8 +181,9 @@ impl ImmutableRef {
     /// True if some layers can show without the others, and not all are here as files: it pays to say which paths
     /// somebody looks at.
     pub fn can_be_partial(&self) -> Result<bool, CacheError> {
-        let snapshots = &self.cache().0.snapshots;
-        Ok(snapshots.stacks() && snapshots.have_files(&self.parts())?.contains(&false))
+        let (snapshots, stack) = (&self.cache().0.snapshots, self.stack());
+        let is_whole = || stack.known(snapshots.generation()).count == stack.count();
+        Ok(snapshots.stacks() && !is_whole() && !snapshots.without_files(stack.blobs())?.is_empty())
     }
 
     /// A tree that has the paths of `looks` as the state has them, to be read. Layers that say nothing of them are
@@ -223,7 +226,9 @@ impl Cache {
         strange: Strange,
     ) -> Result<Vec<Arc<SnapshotHold>>, CacheError> {
         let mut states = vec![State::Unseen; parts.len()];
-        let chains = chains(parts);
+        // Only what was given as a blob is ever opened.
+        let blobs = parts.iter().rposition(|part| part.blob().is_some()).map_or(0, |highest| highest + 1);
+        let chains = chains(parts[..blobs].iter());
         let mut looks: Arc<[Look]> = looks.into();
         // The root's own attributes are those of what is on top, which costs nothing if it was made here.
         let top = parts.last().filter(|part| matches!(part.set, ChangeSet::Made(_)));
@@ -257,7 +262,8 @@ impl Cache {
                 wanted.iter().copied().filter(|layer| matches!(states[*layer], State::Unseen)).collect();
             // What is here costs less than what is not, and may decide as much.
             for &layer in &unseen {
-                states[layer] = match self.see(ctx, &parts[layer], chains[layer], handlers).await {
+                let chain = chains.get(layer).copied();
+                states[layer] = match self.see(ctx, &parts[layer], chain, handlers).await {
                     // Whoever asks may not know.
                     Err(CacheError::Fetch(FetchError::Cancelled { .. })) => {
                         return Err(CacheError::Cancelled);
@@ -314,13 +320,15 @@ impl Cache {
         &self,
         ctx: &Ctx,
         part: &Part,
-        chain: ChainId,
+        chain: Option<ChainId>,
         handlers: &DescHandlers,
     ) -> Result<State, CacheError> {
         let snapshots = &self.0.snapshots;
         let keys = match &part.set {
             ChangeSet::Made(made) => vec![made.snapshot.clone()],
-            ChangeSet::Blob(layer) => vec![layer_key(layer.diff_id), chain_key(chain)],
+            ChangeSet::Blob(layer) => {
+                [Some(layer_key(layer.diff_id)), chain.map(chain_key)].into_iter().flatten().collect()
+            }
         };
         for key in keys {
             let hold = Arc::new(snapshots.hold(key).await);
@@ -333,7 +341,7 @@ impl Cache {
         }
         match part.blob() {
             Some(layer) => {
-                for of in [Of::Layer(layer.diff_id), Of::Chain(chain)] {
+                for of in [Some(Of::Layer(layer.diff_id)), chain.map(Of::Chain)].into_iter().flatten() {
                     if let Some(known) = self.index(ctx, of, layer, handlers).await? {
                         return Ok(State::Known(Known::Index { known, part: None }));
                     }
@@ -408,29 +416,31 @@ impl Cache {
     ) -> BoxFuture<'a, Result<Arc<SnapshotHold>, CacheError>> {
         let part = &parts[layer];
         let opened = async move {
-            let unpacked = match self.part_snapshot(ctx, part, chains[layer], handlers).await {
+            let missing = || CacheError::NotFound { id: part.record };
+            let chain = *chains.get(layer).ok_or_else(missing)?;
+            let unpacked = match self.part_snapshot(ctx, part, chain, handlers).await {
                 Ok(hold) => return Ok(hold),
                 Err(CacheError::NeedsLower { unpacked, .. }) => unpacked,
                 Err(error) => return Err(error),
             };
-            let Some(blob) = part.blob() else { return Err(CacheError::NotFound { id: part.record }) };
+            let blob = part.blob().ok_or_else(missing)?;
             let below = &parts[..layer];
             let lower = match &unpacked {
                 // It links to files of layers below, whichever these are.
-                None => self.stand_on(ctx, below, handlers).await?,
+                None => self.stand_on(ctx, &Stack::default().with(below.to_vec()), handlers).await?,
                 Some(alone) => {
                     let look = |path: &PathBuf| Look { to_change: true, ..Look::at(path) };
                     let looks: Vec<Look> = alone.implied().iter().map(look).collect();
-                    self.stand_on_paths(ctx, below, handlers, &looks, Strange::Open).await?
+                    self.stand_on_paths(ctx, below, handlers, &looks, Strange::Open).await?.into()
                 }
             };
             let target = Target {
-                key: chain_key(chains[layer]),
+                key: chain_key(chain),
                 of: Content::Chain(part.record),
-                parents: Vec::new(),
+                parents: Parents::default(),
                 lower,
                 alone: false,
-                index: Some(Of::Chain(chains[layer])),
+                index: Some(Of::Chain(chain)),
             };
             self.lay_over(ctx, blob, handlers, target, unpacked).await
         };

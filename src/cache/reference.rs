@@ -99,7 +99,7 @@ impl ImmutableRef {
 
     /// The layers among the change sets that were given as blobs, bottom first.
     pub fn blobs(&self) -> impl DoubleEndedIterator<Item = &Layer> {
-        self.0.stack.iter().filter_map(Part::blob)
+        self.0.stack.blobs()
     }
 
     pub fn created_at(&self) -> Timestamp {
@@ -138,6 +138,12 @@ impl ImmutableRef {
     pub fn is_lazy(&self) -> bool {
         let content = self.0.cache.content();
         self.blobs().any(|layer| !content.is_resident(&layer.blob))
+    }
+
+    /// True if some layer is here neither as a blob nor as files.
+    pub fn is_elsewhere(&self) -> Result<bool, CacheError> {
+        let without = self.0.cache.0.snapshots.without_files(self.blobs())?;
+        Ok(without.into_iter().any(|layer| !self.0.cache.content().is_resident(&layer.blob)))
     }
 
     /// Makes the blobs of all layers resident, all at the same time, with the rights of `ctx`. They

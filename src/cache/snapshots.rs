@@ -13,7 +13,9 @@
 //! - A row is believed if its snapshot was synced, or in the boot in which it was made (`durable.rs`).
 //! - A layer's, a part's or a chain's snapshot can be made again and may go when nobody uses it. A made one goes with its
 //!   record only.
-//! - A snapshot is *held* or *doomed*, never both: see `live.rs`, which does the same for records.
+//! - A snapshot is *held* or *doomed*, never both: see `live.rs`, which does the same for records. What a state stands on
+//!   is held as one list; who dooms something, which is rare, looks at all of these.
+//! - Of what is held nothing goes but by a failure of the database, which is told by another [`Generation`].
 //!
 //! # Locking
 //!
@@ -47,10 +49,12 @@ use serde::Deserialize;
 use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::sync::Semaphore;
+use tokio::sync::watch;
 
 use super::CacheError;
 use super::durable::Writing;
 use super::record::ChangeSet;
+use super::record::Layer;
 use super::record::Part;
 use super::record::RecordId;
 use crate::db;
@@ -65,6 +69,7 @@ use crate::oci::ChainId;
 use crate::oci::DiffId;
 use crate::oci::Digest;
 use crate::snapshot::BootId;
+use crate::snapshot::Parents;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotKey;
 use crate::snapshot::SnapshotUsage;
@@ -150,12 +155,35 @@ pub(super) struct Inner {
     /// One clears away what nobody needs at a time: two would leave to each other what neither removes.
     pub(super) clearing: Semaphore,
     pub(super) syncs: AtomicU64,
+    /// Rows that were looked up by what is to be stood on, for tests of linearity.
+    looked: AtomicU64,
+    /// Of the database.
+    failures: watch::Receiver<u64>,
+}
+
+/// Rows of snapshots that nobody held may have gone when this is another one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Generation {
+    /// Times that something was doomed.
+    removals: u64,
+    /// Times that the database failed: rows that were not on the disk yet are lost.
+    failures: u64,
+}
+
+impl Generation {
+    /// This one, for snapshots that have been held since `seen`.
+    pub(super) fn since(self, seen: Generation) -> Generation {
+        Generation { failures: seen.failures, ..self }
+    }
 }
 
 #[derive(Default)]
 pub(super) struct State {
     held: HashMap<SnapshotKey, usize>,
+    /// What is held as a whole.
+    lists: HashMap<u64, Parents>,
     doomed: HashSet<SnapshotKey>,
+    removals: u64,
     /// Of this boot, and not synced since. Those that are being written to are not among them.
     pub(super) unsynced: HashSet<SnapshotKey>,
     /// Those of a checkpoint under way.
@@ -180,6 +208,7 @@ impl Snapshots {
     pub(super) fn new(snapshotter: Arc<dyn Snapshotter>, db: Db, tasks: Tasks, boot: BootId) -> Snapshots {
         Snapshots(Arc::new(Inner {
             snapshotter,
+            failures: db.failures(),
             db,
             tasks,
             boot,
@@ -192,6 +221,7 @@ impl Snapshots {
             checkpointing: Semaphore::new(1),
             clearing: Semaphore::new(1),
             syncs: AtomicU64::new(0),
+            looked: AtomicU64::new(0),
         }))
     }
 
@@ -250,11 +280,7 @@ impl Snapshots {
     }
 
     /// Makes an active snapshot. Who leaves in the middle leaves nothing behind.
-    pub(super) async fn prepare(
-        &self,
-        passing: Passing,
-        parents: Vec<SnapshotKey>,
-    ) -> Result<Passing, CacheError> {
+    pub(super) async fn prepare(&self, passing: Passing, parents: Parents) -> Result<Passing, CacheError> {
         let snapshotter = Arc::clone(&self.0.snapshotter);
         let work = self.0.tasks.spawn("prepare snapshot", async move {
             snapshotter.prepare(passing.key(), &parents).await?;
@@ -274,23 +300,49 @@ impl Snapshots {
     }
 
     /// The first made change set among `parts` whose files are gone.
-    pub(super) fn first_missing<'p>(&self, parts: &'p [Part]) -> Result<Option<&'p Part>, DbError> {
+    pub(super) fn first_missing<'p>(
+        &self,
+        parts: impl IntoIterator<Item = &'p Part>,
+    ) -> Result<Option<&'p Part>, DbError> {
         self.0.db.read(|tx| {
             let here = self.among(tx)?;
             for part in parts {
-                if let ChangeSet::Made(made) = &part.set
-                    && !here.has(&made.snapshot)?
-                {
-                    return Ok(Some(part));
+                if let ChangeSet::Made(made) = &part.set {
+                    self.0.looked.fetch_add(1, Ordering::Relaxed);
+                    if !here.has(&made.snapshot)? {
+                        return Ok(Some(part));
+                    }
                 }
             }
             Ok(None)
         })
     }
 
-    /// For each of `parts` whether its own files are here, whatever became of its blob.
-    pub(super) fn have_files(&self, parts: &[Part]) -> Result<Vec<bool>, DbError> {
-        self.0.db.read(|tx| self.among(tx)?.have_files(parts))
+    /// Rows of made change sets that were looked up so far, to stand on them.
+    #[cfg(test)]
+    pub(super) fn looked(&self) -> u64 {
+        self.0.looked.load(Ordering::Relaxed)
+    }
+
+    /// The layers whose own files are not here.
+    pub(super) fn without_files<'l>(
+        &self,
+        layers: impl Iterator<Item = &'l Layer>,
+    ) -> Result<Vec<&'l Layer>, DbError> {
+        let mut layers = layers.peekable();
+        if layers.peek().is_none() {
+            return Ok(Vec::new());
+        }
+        self.0.db.read(|tx| {
+            let here = self.among(tx)?;
+            let mut without = Vec::new();
+            for layer in layers {
+                if !here.has(&layer_key(layer.diff_id))? {
+                    without.push(layer);
+                }
+            }
+            Ok(without)
+        })
     }
 
     /// Bytes of all committed snapshots.
@@ -325,6 +377,30 @@ impl Snapshots {
             }
             absolved.await;
         }
+    }
+
+    /// Holds all of a list, as [`Snapshots::hold`].
+    pub(super) async fn hold_all(&self, parents: Parents) -> ListHold {
+        loop {
+            let absolved = self.0.absolved.notified();
+            tokio::pin!(absolved);
+            absolved.as_mut().enable();
+            {
+                let mut state = self.state();
+                if state.doomed.is_empty() || !parents.iter().any(|key| state.doomed.contains(key)) {
+                    let number = self.0.next.fetch_add(1, Ordering::Relaxed);
+                    state.lists.insert(number, parents.clone());
+                    return ListHold { parents, number, snapshots: self.clone() };
+                }
+            }
+            absolved.await;
+        }
+    }
+
+    /// Of this moment.
+    pub(super) fn generation(&self) -> Generation {
+        let failures = *self.0.failures.borrow();
+        Generation { removals: self.state().removals, failures }
     }
 
     /// Makes an active snapshot a committed one, and notes it. `more` is written in the same transaction.
@@ -502,9 +578,12 @@ impl Snapshots {
     /// Dooms those of `keys` that nobody holds or removes.
     pub(super) fn doom(&self, keys: impl IntoIterator<Item = SnapshotKey>) -> Doomed {
         let mut state = self.state();
-        let free = |key: &SnapshotKey| !state.held.contains_key(key) && !state.doomed.contains(key);
+        let listed = Parents::union(state.lists.values());
+        let is_held = |key: &SnapshotKey| state.held.contains_key(key) || listed.contains(key);
+        let free = |key: &SnapshotKey| !state.doomed.contains(key) && !is_held(key);
         let keys: Vec<SnapshotKey> = keys.into_iter().filter(free).collect();
         state.doomed.extend(keys.iter().cloned());
+        state.removals += u64::from(!keys.is_empty());
         Doomed { keys, snapshots: self.clone() }
     }
 
@@ -546,6 +625,27 @@ impl Drop for SnapshotHold {
 impl fmt::Debug for SnapshotHold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SnapshotHold({})", self.key)
+    }
+}
+
+/// Keeps all of a list from being removed.
+pub(super) struct ListHold {
+    parents: Parents,
+    number: u64,
+    snapshots: Snapshots,
+}
+
+impl ListHold {
+    pub(super) fn parents(&self) -> &Parents {
+        &self.parents
+    }
+}
+
+impl Drop for ListHold {
+    fn drop(&mut self) {
+        let list = self.snapshots.state().lists.remove(&self.number);
+        // It may be the last that has it, which takes as long as it is.
+        drop(list);
     }
 }
 

@@ -7,8 +7,14 @@
 
 use std::iter::successors;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 
+use super::footing::Seen;
+use super::record::Layer;
 use super::record::Part;
+use super::snapshots::Generation;
+use crate::snapshot::Parents;
 
 /// Change sets, bottom first. Clones are the same stack.
 #[derive(Clone, Default)]
@@ -19,6 +25,18 @@ struct Level {
     own: Box<[Part]>,
     /// With those below.
     count: usize,
+    /// Those that were given as blobs, with those below.
+    blobs: usize,
+    /// What was last found of the files.
+    seen: Mutex<Option<Seen>>,
+}
+
+/// What is known of the files of a state.
+pub(super) struct Known {
+    /// The snapshots of the lowest change sets, which were all there.
+    pub(super) parents: Parents,
+    /// How many change sets these are.
+    pub(super) count: usize,
 }
 
 impl Stack {
@@ -28,7 +46,19 @@ impl Stack {
         if own.is_empty() {
             return self.clone();
         }
-        Stack(Some(Arc::new(Level { below: self.clone(), count: self.count() + own.len(), own })))
+        let blobs = own.iter().filter(|part| part.blob().is_some()).count();
+        Stack(Some(Arc::new(Level {
+            below: self.clone(),
+            count: self.count() + own.len(),
+            blobs: self.blob_count() + blobs,
+            seen: Mutex::default(),
+            own,
+        })))
+    }
+
+    /// The number of those that were given as blobs.
+    pub(super) fn blob_count(&self) -> usize {
+        self.0.as_ref().map_or(0, |level| level.blobs)
     }
 
     pub(super) fn count(&self) -> usize {
@@ -37,10 +67,42 @@ impl Stack {
 
     /// The change sets, bottom first. Goes through all levels at once.
     pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Part> {
-        let mut levels: Vec<&Level> =
-            successors(self.0.as_deref(), |level| level.below.0.as_deref()).collect();
+        self.above(0)
+    }
+
+    /// The change sets above the lowest `count`, bottom first, where a state that this one stands on has as many.
+    pub(super) fn above(&self, count: usize) -> impl DoubleEndedIterator<Item = &Part> {
+        let mut levels: Vec<&Level> = self.levels().take_while(|level| level.count > count).collect();
         levels.reverse();
         levels.into_iter().flat_map(|level| &level.own)
+    }
+
+    /// The layers that were given as blobs, bottom first. Goes through the levels above the lowest of them.
+    pub(super) fn blobs(&self) -> impl DoubleEndedIterator<Item = &Layer> {
+        let mut levels: Vec<&Level> = self.levels().take_while(|level| level.blobs > 0).collect();
+        levels.reverse();
+        levels.into_iter().flat_map(|level| level.own.iter().filter_map(Part::blob))
+    }
+
+    fn levels(&self) -> impl Iterator<Item = &Level> {
+        successors(self.0.as_deref(), |level| level.below.0.as_deref())
+    }
+
+    /// Notes that the files of all change sets are here.
+    pub(super) fn note(&self, seen: Seen) {
+        if let Some(level) = &self.0 {
+            *level.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        }
+    }
+
+    /// What was noted of this state, or of the highest one below it, if that is of this generation.
+    pub(super) fn known(&self, now: Generation) -> Known {
+        let known = self.levels().find_map(|level| {
+            let seen = level.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let seen = seen.as_ref().filter(|seen| seen.when == now)?;
+            Some(Known { parents: seen.parents.clone(), count: level.count })
+        });
+        known.unwrap_or_else(|| Known { parents: Parents::default(), count: 0 })
     }
 }
 

@@ -5,6 +5,7 @@ mod files;
 pub(crate) mod fixture;
 mod lazy;
 mod lifetime;
+mod long;
 mod model;
 mod parts;
 mod paths;

@@ -193,7 +193,7 @@ impl Cache {
             return Ok(Changes::Upper(Root::open(upper).map_err(CacheError::pack)?));
         }
         let parents = snapshotter.stat(&made.snapshot).await?.parents;
-        let lower = match parents.first() {
+        let lower = match parents.top() {
             Some(parent) => {
                 let hold = Arc::new(self.0.snapshots.hold(parent.clone()).await);
                 Some(self.view(vec![hold]).await?)

@@ -341,8 +341,7 @@ impl Run<'_> {
         if !parent.can_be_partial().map_err(|error| self.failed(index, error))? {
             return Ok(ALL);
         }
-        let presence = self.cache.presence(&parent.id()).map_err(|error| self.failed(index, error))?;
-        let elsewhere = presence.is_some_and(|presence| presence.resident < presence.layers);
+        let elsewhere = parent.is_elsewhere().map_err(|error| self.failed(index, error))?;
         let (mut blind, mut looks, mut before) = (elsewhere, Vec::new(), onto::Makes::default());
         let mut chain = Some(index);
         while let Some(index) = chain {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::Mounted;
+use super::Parents;
 use super::SnapshotKey;
 use super::Snapshotter;
 
@@ -42,7 +43,7 @@ fn key(text: &str) -> SnapshotKey {
 }
 
 /// What a snapshot on top of `chain` names as its parents.
-fn on(snapshotter: &dyn Snapshotter, chain: &[&str]) -> Vec<SnapshotKey> {
+fn on(snapshotter: &dyn Snapshotter, chain: &[&str]) -> Parents {
     let own = if snapshotter.stacks() { chain } else { &chain[chain.len().saturating_sub(1)..] };
     own.iter().map(|name| key(name)).collect()
 }

@@ -25,6 +25,7 @@ use rustix::io::Errno;
 
 use super::Mount;
 use super::Mounted;
+use super::Parents;
 use super::SnapshotError;
 use super::SnapshotInfo;
 use super::SnapshotKey;
@@ -70,14 +71,14 @@ impl NativeSnapshotter {
         &self,
         key: &SnapshotKey,
         kind: SnapshotKind,
-        parents: &[SnapshotKey],
+        parents: &Parents,
     ) -> Result<(), SnapshotError> {
-        if parents.len() > 1 {
-            return Err(SnapshotError::TooManyParents { snapshotter: self.name(), count: parents.len() });
+        if parents.count() > 1 {
+            return Err(SnapshotError::TooManyParents { snapshotter: self.name(), count: parents.count() });
         }
-        let (key, parents) = (key.clone(), parents.to_vec());
+        let (key, parents) = (key.clone(), parents.clone());
         self.run("make snapshot", move |store| {
-            store.make(&key, kind, &parents, |path| match (kind, parents.first()) {
+            store.make(&key, kind, &parents, |path| match (kind, parents.top()) {
                 (SnapshotKind::View, Some(_)) => Ok(()),
                 (_, None) => make_tree(path).map(drop),
                 (_, Some(parent)) => copy(&store.tree(parent), path),
@@ -97,7 +98,7 @@ fn copy(parent: &Path, path: &Path) -> Result<(), SnapshotError> {
 
 /// The tree that a snapshot shows.
 fn tree(store: &Store, info: &SnapshotInfo) -> PathBuf {
-    match (info.kind, info.parents.first()) {
+    match (info.kind, info.parents.top()) {
         (SnapshotKind::View, Some(parent)) => store.tree(parent),
         _ => store.path(info.kind, &info.key).join(FS),
     }
@@ -143,11 +144,11 @@ impl Snapshotter for NativeSnapshotter {
         false
     }
 
-    async fn prepare(&self, key: &SnapshotKey, parents: &[SnapshotKey]) -> Result<(), SnapshotError> {
+    async fn prepare(&self, key: &SnapshotKey, parents: &Parents) -> Result<(), SnapshotError> {
         self.make(key, SnapshotKind::Active, parents).await
     }
 
-    async fn view(&self, key: &SnapshotKey, parents: &[SnapshotKey]) -> Result<(), SnapshotError> {
+    async fn view(&self, key: &SnapshotKey, parents: &Parents) -> Result<(), SnapshotError> {
         self.make(key, SnapshotKind::View, parents).await
     }
 

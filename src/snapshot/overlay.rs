@@ -1,7 +1,7 @@
 //! Snapshots that share their parents' files through overlay mounts.
 //!
 //! A snapshot's directory has `fs/`, its own changes in overlay's format, and an active one `work/` beside it. A
-//! committed snapshot stands alone: which ones it was made on is only noted. What is mounted:
+//! committed snapshot stands alone: which ones it was made on is forgotten. What is mounted:
 //!
 //! | snapshot | parents | |
 //! |---|---|---|
@@ -35,6 +35,7 @@ use async_trait::async_trait;
 
 use super::Mount;
 use super::Mounted;
+use super::Parents;
 use super::SnapshotError;
 use super::SnapshotInfo;
 use super::SnapshotKey;
@@ -128,12 +129,7 @@ impl OverlaySnapshotter {
 }
 
 impl Inner {
-    fn make(
-        &self,
-        key: &SnapshotKey,
-        kind: SnapshotKind,
-        parents: &[SnapshotKey],
-    ) -> Result<(), SnapshotError> {
+    fn make(&self, key: &SnapshotKey, kind: SnapshotKind, parents: &Parents) -> Result<(), SnapshotError> {
         self.store.make(key, kind, parents, |path| {
             if kind == SnapshotKind::View {
                 return Ok(());
@@ -144,8 +140,8 @@ impl Inner {
     }
 
     /// The top directory is the uppermost parent's, as far as nothing else is said of it.
-    fn inherit(&self, tree: &Path, parents: &[SnapshotKey]) -> Result<(), SnapshotError> {
-        let Some(parent) = parents.last() else { return Ok(()) };
+    fn inherit(&self, tree: &Path, parents: &Parents) -> Result<(), SnapshotError> {
+        let Some(parent) = parents.top() else { return Ok(()) };
         let parent = self.store.tree(parent);
         let copy = || {
             let (from, to) = (Root::open(&parent)?, Root::open(tree)?);
@@ -243,13 +239,13 @@ impl Snapshotter for OverlaySnapshotter {
         true
     }
 
-    async fn prepare(&self, key: &SnapshotKey, parents: &[SnapshotKey]) -> Result<(), SnapshotError> {
-        let (key, parents) = (key.clone(), parents.to_vec());
+    async fn prepare(&self, key: &SnapshotKey, parents: &Parents) -> Result<(), SnapshotError> {
+        let (key, parents) = (key.clone(), parents.clone());
         self.run("prepare snapshot", move |inner| inner.make(&key, SnapshotKind::Active, &parents)).await
     }
 
-    async fn view(&self, key: &SnapshotKey, parents: &[SnapshotKey]) -> Result<(), SnapshotError> {
-        let (key, parents) = (key.clone(), parents.to_vec());
+    async fn view(&self, key: &SnapshotKey, parents: &Parents) -> Result<(), SnapshotError> {
+        let (key, parents) = (key.clone(), parents.clone());
         self.run("view snapshot", move |inner| inner.make(&key, SnapshotKind::View, &parents)).await
     }
 

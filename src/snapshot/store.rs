@@ -10,9 +10,15 @@
 //!   l/<name>           links to trees that were mounted below others
 //! ```
 //!
-//! The kind of a snapshot is where its directory lies, and its file `meta` says the rest and is never changed. So each
+//! The kind of a snapshot is where its directory lies, and its file `meta` says the rest and is never changed, but that a
+//! committed one that stands alone is not to say what it was made on: one of a long chain was made on many. So each
 //! step is one rename. Committed snapshots that stand alone are looked up when they are asked for, so that opening takes
 //! no longer the more there are.
+//!
+//! # Long chains
+//!
+//! Who makes a snapshot on a thousand others looks at those that nobody has looked at since one was last removed. Who
+//! removes one looks whether it is below any that is written or viewed, of which there are few.
 //!
 //! # Locking
 //!
@@ -39,6 +45,7 @@ use rustix::fs::RenameFlags;
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::Parents;
 use super::SnapshotError;
 use super::SnapshotInfo;
 use super::SnapshotKey;
@@ -70,9 +77,18 @@ pub(super) struct Store {
 #[derive(Default, Debug)]
 struct Table {
     entries: HashMap<SnapshotKey, Entry>,
-    /// Those that stand on a snapshot.
+    /// Those of which a snapshot is the topmost parent.
     dependents: HashMap<SnapshotKey, BTreeSet<SnapshotKey>>,
+    /// Those with further parents.
+    deep: BTreeSet<SnapshotKey>,
+    /// All parents of those, once somebody has asked.
+    below: Option<HashSet<SnapshotKey>>,
+    /// Another one for each removal of a committed snapshot. No two stores have the same.
+    generation: u64,
 }
+
+/// The last generation of any store.
+static GENERATION: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Debug)]
 struct Entry {
@@ -95,7 +111,8 @@ enum Phase {
 /// The file `meta`.
 #[derive(Serialize, Deserialize)]
 struct Meta {
-    parents: Vec<String>,
+    /// Lowest first.
+    parents: Vec<SnapshotKey>,
     created_at: Timestamp,
 }
 
@@ -107,7 +124,8 @@ impl Store {
         let root = fs::canonicalize(root).map_err(SnapshotError::io("find", root))?;
         stale::unmount_below(&root)?;
         let names = Names::new(&root);
-        let store = Store { root, chained, next: AtomicU64::new(0), names, table: Mutex::default() };
+        let table = Mutex::new(Table { generation: generation(), ..Table::default() });
+        let store = Store { root, chained, next: AtomicU64::new(0), names, table };
         for name in KINDS.map(directory).into_iter().chain(["temporary", "mounts"]) {
             let path = store.root.join(name);
             match fs::create_dir(&path) {
@@ -143,7 +161,7 @@ impl Store {
 
     /// Reads a snapshot's directory into the table, if it is there and the table does not have it.
     fn take(&self, path: &Path, key: SnapshotKey, kind: SnapshotKind) -> Result<(), SnapshotError> {
-        let read = read_info(path, &key, kind);
+        let read = self.read_info(path, &key, kind);
         let mut table = self.table();
         // The table forgets a snapshot after its directory was moved, and knows a new one before it is there.
         if table.entries.contains_key(&key) || !path.exists() {
@@ -253,13 +271,13 @@ impl Store {
         &self,
         key: &SnapshotKey,
         kind: SnapshotKind,
-        parents: &[SnapshotKey],
+        parents: &Parents,
         fill: impl FnOnce(&Path) -> Result<(), SnapshotError>,
     ) -> Result<(), SnapshotError> {
         let info = SnapshotInfo {
             key: key.clone(),
             kind,
-            parents: parents.to_vec(),
+            parents: parents.clone(),
             // What is read back from `meta` is the same.
             created_at: Timestamp::now(),
         };
@@ -283,14 +301,16 @@ impl Store {
     }
 
     fn reserve(&self, info: &SnapshotInfo) -> Result<(), SnapshotError> {
-        for key in info.parents.iter().chain([&info.key]) {
+        let generation = self.table().generation;
+        for key in info.parents.unseen(generation).chain([&info.key]) {
             self.look_up(key)?;
         }
         let mut table = self.table();
         if table.entries.contains_key(&info.key) {
             return Err(SnapshotError::Exists { key: info.key.clone() });
         }
-        for parent in &info.parents {
+        // What was seen before is in the table until it is removed.
+        for parent in info.parents.unseen(table.generation) {
             let entry = table.get(parent)?;
             if entry.info.kind != SnapshotKind::Committed {
                 let (key, actual) = (parent.clone(), entry.info.kind);
@@ -300,6 +320,7 @@ impl Store {
                 return Err(SnapshotError::Busy { key: parent.clone() });
             }
         }
+        info.parents.look(table.generation);
         table.depend(info);
         table.entries.insert(info.key.clone(), Entry { phase: Phase::Making, ..Entry::new(info.clone()) });
         Ok(())
@@ -312,14 +333,7 @@ impl Store {
         fill: impl FnOnce(&Path) -> Result<(), SnapshotError>,
     ) -> Result<(), SnapshotError> {
         fs::create_dir(path).map_err(SnapshotError::io("make", path))?;
-        let meta = Meta {
-            parents: info.parents.iter().map(|key| key.as_str().to_owned()).collect(),
-            created_at: info.created_at,
-        };
-        let text =
-            serde_json::to_vec(&meta).map_err(|e| SnapshotError::io("write", path)(io::Error::other(e)))?;
-        let meta = path.join(META);
-        fs::write(&meta, text).map_err(SnapshotError::io("write", &meta))?;
+        write_meta(info, &path.join(META))?;
         fill(path)
     }
 
@@ -345,6 +359,7 @@ impl Store {
             entry.phase = Phase::Leaving;
             let info =
                 SnapshotInfo { key: name.clone(), kind: SnapshotKind::Committed, ..entry.info.clone() };
+            let info = self.as_kept(info);
             if self.chained {
                 table.depend(&info);
             }
@@ -357,6 +372,7 @@ impl Store {
         });
         match committed {
             Ok(()) => {
+                self.forget_parents(name);
                 self.forget(key);
                 self.set_phase(name, Phase::Idle);
                 // It is committed, whatever happens from here.
@@ -368,6 +384,45 @@ impl Store {
                 Err(error)
             }
         }
+    }
+
+    /// Has a snapshot that was just committed not say any more what it was made on, if it stands alone.
+    fn forget_parents(&self, name: &SnapshotKey) {
+        let info = self.table().entries.get(name).map(|entry| entry.info.clone());
+        let Some(info) = info.filter(|info| !self.needs_parents(info.kind)) else { return };
+        let meta = self.path(info.kind, name).join(META);
+        let new = meta.with_extension("new");
+        let forgotten = write_meta(&info, &new)
+            .and_then(|()| fs::rename(&new, &meta).map_err(SnapshotError::io("make", &meta)));
+        if let Err(error) = forgotten {
+            // Nobody reads it.
+            tracing::debug!(snapshot = %name, %error, "what it was made on is still noted");
+        }
+    }
+
+    /// What the table keeps of a snapshot.
+    fn as_kept(&self, info: SnapshotInfo) -> SnapshotInfo {
+        match self.needs_parents(info.kind) {
+            true => info,
+            false => SnapshotInfo { parents: Parents::default(), ..info },
+        }
+    }
+
+    fn read_info(
+        &self,
+        path: &Path,
+        key: &SnapshotKey,
+        kind: SnapshotKind,
+    ) -> Result<SnapshotInfo, SnapshotError> {
+        let damaged = |reason: String| SnapshotError::Damaged { path: path.to_path_buf(), reason };
+        let meta = path.join(META);
+        let text = match fs::read(&meta) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(damaged(error.to_string())),
+            other => other.map_err(SnapshotError::io("read", &meta))?,
+        };
+        let meta: Meta = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        let parents = meta.parents.into_iter().collect();
+        Ok(self.as_kept(SnapshotInfo { key: key.clone(), kind, parents, created_at: meta.created_at }))
     }
 
     /// As [`Store::remove_to`], to a place of its own.
@@ -390,12 +445,16 @@ impl Store {
         self.look_up(key)?;
         let kind = {
             let mut table = self.table();
-            if let Some(by) = table.dependents.get(key).and_then(|all| all.first()) {
-                return Err(SnapshotError::InUse { key: key.clone(), by: by.clone() });
+            if let Some(by) = table.standing_on(key) {
+                return Err(SnapshotError::InUse { key: key.clone(), by });
             }
             let entry = table.idle(key)?;
             entry.phase = Phase::Leaving;
-            entry.info.kind
+            let kind = entry.info.kind;
+            if kind == SnapshotKind::Committed {
+                table.generation = generation();
+            }
+            kind
         };
         let removed = before().and_then(|mut trash| {
             let path = self.path(kind, key);
@@ -526,20 +585,40 @@ impl Table {
     }
 
     fn depend(&mut self, info: &SnapshotInfo) {
-        for parent in &info.parents {
-            self.dependents.entry(parent.clone()).or_default().insert(info.key.clone());
+        let Some(top) = info.parents.top() else { return };
+        self.dependents.entry(top.clone()).or_default().insert(info.key.clone());
+        if info.parents.count() > 1 {
+            self.deep.insert(info.key.clone());
+            self.below = None;
         }
     }
 
     fn free(&mut self, info: &SnapshotInfo) {
-        for parent in &info.parents {
-            if let Some(all) = self.dependents.get_mut(parent) {
-                all.remove(&info.key);
-                if all.is_empty() {
-                    self.dependents.remove(parent);
-                }
+        let Some(top) = info.parents.top() else { return };
+        if let Some(all) = self.dependents.get_mut(top) {
+            all.remove(&info.key);
+            if all.is_empty() {
+                self.dependents.remove(top);
             }
         }
+        if self.deep.remove(&info.key) {
+            self.below = None;
+        }
+    }
+
+    /// One that stands on a snapshot.
+    fn standing_on(&mut self, key: &SnapshotKey) -> Option<SnapshotKey> {
+        if let Some(all) = self.dependents.get(key) {
+            return all.first().cloned();
+        }
+        let (entries, deep) = (&self.entries, &self.deep);
+        let parents = |by: &SnapshotKey| entries.get(by).map(|entry| &entry.info.parents);
+        let below = self.below.get_or_insert_with(|| {
+            Parents::union(deep.iter().filter_map(parents)).into_iter().cloned().collect()
+        });
+        let stands =
+            |by: &&SnapshotKey| parents(by).is_some_and(|parents| parents.iter().any(|one| one == key));
+        if below.contains(key) { deep.iter().find(stands).cloned() } else { None }
     }
 }
 
@@ -564,17 +643,18 @@ fn rename(from: &Path, to: &Path) -> Result<(), SnapshotError> {
         .map_err(SnapshotError::io("make", to))
 }
 
-fn read_info(path: &Path, key: &SnapshotKey, kind: SnapshotKind) -> Result<SnapshotInfo, SnapshotError> {
-    let damaged = |reason: String| SnapshotError::Damaged { path: path.to_path_buf(), reason };
-    let meta = path.join(META);
-    let text = match fs::read(&meta) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(damaged(error.to_string())),
-        other => other.map_err(SnapshotError::io("read", &meta))?,
-    };
-    let meta: Meta = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-    let parents = meta.parents.iter().map(|parent| SnapshotKey::new(parent)).collect::<Result<_, _>>();
-    let parents = parents.map_err(|error| damaged(error.to_string()))?;
-    Ok(SnapshotInfo { key: key.clone(), kind, parents, created_at: meta.created_at })
+fn write_meta(info: &SnapshotInfo, path: &Path) -> Result<(), SnapshotError> {
+    let mut parents: Vec<SnapshotKey> = info.parents.iter().cloned().collect();
+    parents.reverse();
+    let meta = Meta { parents, created_at: info.created_at };
+    let text =
+        serde_json::to_vec(&meta).map_err(|e| SnapshotError::io("write", path)(io::Error::other(e)))?;
+    fs::write(path, text).map_err(SnapshotError::io("write", path))
+}
+
+/// A generation that no store has had.
+fn generation() -> u64 {
+    GENERATION.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 fn usage(path: &Path) -> Result<SnapshotUsage, FsError> {

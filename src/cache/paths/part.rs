@@ -36,6 +36,7 @@ use crate::archive::EntryKind;
 use crate::archive::Writer;
 use crate::cache::Cache;
 use crate::cache::CacheError;
+use crate::cache::footing::Footing;
 use crate::cache::indexes::Known;
 use crate::cache::materialize::MAX_PARTS;
 use crate::cache::materialize::Target;
@@ -50,6 +51,7 @@ use crate::snapshot::IndexContent;
 use crate::snapshot::IndexEntry;
 use crate::snapshot::IndexedFile;
 use crate::snapshot::LayerIndex;
+use crate::snapshot::Parents;
 
 impl Cache {
     /// The snapshot of what a layer has at `spots`. `None` if the whole layer costs as little, or there is no other
@@ -109,8 +111,8 @@ impl Cache {
         let target = Target {
             key,
             of: Content::Part(layer.diff_id),
-            parents: Vec::new(),
-            lower: Vec::new(),
+            parents: Parents::default(),
+            lower: Footing::default(),
             alone: true,
             index: None,
         };

@@ -20,6 +20,7 @@ use crate::content::DescHandlers;
 use crate::ctx::Ctx;
 use crate::oci::DiffId;
 use crate::oci::Digest;
+use crate::snapshot::Parents;
 
 pub(super) fn ctx() -> Ctx {
     Ctx::background()
@@ -205,7 +206,7 @@ async fn what_is_dropped_or_was_left_by_a_crash_is_removed() {
     f.snapshots_settle(0).await;
     for name in ["active-00000000-1", "layer-00", "made-00"] {
         let key = name.parse().unwrap();
-        f.snapshotter.prepare(&key, &[]).await.unwrap();
+        f.snapshotter.prepare(&key, &Parents::default()).await.unwrap();
     }
     f.snapshotter.commit(&"made-01".parse().unwrap(), &"made-00".parse().unwrap()).await.unwrap();
     let f = f.restart().await;

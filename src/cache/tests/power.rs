@@ -20,6 +20,7 @@ use crate::cache::RecordId;
 use crate::cache::RefOptions;
 use crate::cache::UsageOptions;
 use crate::content::DescHandlers;
+use crate::snapshot::Parents;
 
 /// Empties every file below a directory, as a file system does with what was not written yet.
 fn lose_files(root: &Path) {
@@ -154,7 +155,7 @@ async fn a_directory_without_a_row_does_not_stand_in_the_way_of_its_layer() {
     let layer = f.tar_layer(&[("a", "a")]);
     let (active, name) =
         ("new-00000000-1".parse().unwrap(), super::super::snapshots::layer_key(layer.diff_id));
-    f.snapshotter.prepare(&active, &[]).await.unwrap();
+    f.snapshotter.prepare(&active, &Parents::default()).await.unwrap();
     f.snapshotter.commit(&name, &active).await.unwrap();
     let handlers = f.handlers(std::slice::from_ref(&layer), &repository("app"));
     let image = f.cache.get_by_layers(vec![layer], None, &handlers, RefOptions::default()).await.unwrap();

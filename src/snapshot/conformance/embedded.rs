@@ -9,6 +9,7 @@ use async_trait::async_trait;
 
 use super::super::NativeSnapshotter;
 use super::super::OverlaySnapshotter;
+use super::super::Parents;
 use super::super::SnapshotError;
 use super::super::Snapshotter;
 use super::super::mount::Overlay;
@@ -103,7 +104,7 @@ conformance! {
 async fn deep(s: &dyn Snapshotter, depth: usize) -> Vec<String> {
     let names: Vec<_> = (0..depth).map(|n| format!("layer-{n}")).collect();
     for (n, name) in names.iter().enumerate() {
-        s.prepare(&key("new"), &[]).await.expect("prepared");
+        s.prepare(&key("new"), &Parents::default()).await.expect("prepared");
         let upper = s.upper(&key("new")).expect("it stacks");
         write(&upper, "top", &n.to_string());
         write(&upper, &format!("{n}/own"), "x");
@@ -126,7 +127,7 @@ async fn deep(s: &dyn Snapshotter, depth: usize) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chain_deeper_than_the_kernel_mounts_is_seen_and_written() {
-    const DEPTH: usize = 600;
+    const DEPTH: usize = 1100;
     let Some(disk) = Disk::new(FileSystem::Ext4) else { return };
     let root = disk.path().join("root");
     let s = OverlaySnapshotter::open(&root, Tasks::new()).expect("opened");
@@ -142,31 +143,96 @@ async fn a_chain_deeper_than_the_kernel_mounts_is_seen_and_written() {
         all.sort_by(|a, b| path_of(a).cmp(path_of(b)));
         all
     };
-    for depth in [1, 2, 499, 500, 501, DEPTH] {
+    for (depth, blocks) in [(1, 0), (2, 0), (499, 0), (500, 1), (501, 1), (748, 1), (749, 2), (DEPTH, 3)] {
         assert_eq!(seen(&s, &chain[..depth]).await, expected(depth), "{depth} layers");
+        let made = fs::read_dir(root.join("squashed")).expect("listed").count();
+        assert_eq!(made, blocks, "{depth} layers: each is merged once");
     }
-    assert_eq!(fs::read_dir(root.join("squashed")).expect("listed").count(), 1, "one serves all of them");
     // As a parent of what is written, and after a restart.
     drop(s);
     let s = OverlaySnapshotter::open(&root, Tasks::new()).expect("opened");
     commit(&s, "above", &chain, |root| {
-        fs::remove_file(root.join("shared/599")).expect("removed");
-        fs::remove_dir_all(root.join("599")).expect("removed");
+        fs::remove_file(root.join("shared/1099")).expect("removed");
+        fs::remove_dir_all(root.join("1099")).expect("removed");
     })
     .await;
+    // A chain of N that said so of each would take N² bytes.
+    let meta = fs::read_to_string(root.join("committed/above/meta")).expect("read");
+    assert!(!meta.contains("layer-"), "{meta}");
     let mut all = chain.clone();
     all.push("above");
     let mut left = expected(DEPTH);
-    left.retain(|line| !line.starts_with("599/") && line != "shared/599=");
+    left.retain(|line| !line.starts_with("1099/") && line != "shared/1099=");
     assert_eq!(seen(&s, &all).await, left);
     // A layer takes along what was made of it; others of the merged ones are whole still.
     s.remove(&key("layer-17")).await.expect("removed");
-    assert_eq!(fs::read_dir(root.join("squashed")).expect("listed").count(), 0);
+    assert_eq!(fs::read_dir(root.join("squashed")).expect("listed").count(), 2);
     assert_eq!(files(&s.upper(&key("layer-16")).expect("there")).len(), 7);
     for info in s.walk().await.expect("walked") {
         s.remove(&info.key).await.expect("removed");
     }
     assert_eq!(leftovers(&root), [""; 0]);
+}
+
+/// What the layers of a block removed or replaced is below the block, in it, or nowhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_merged_layers_hide_stays_hidden() {
+    let Some(disk) = Disk::new(FileSystem::Ext4) else { return };
+    let s = OverlaySnapshotter::open(&disk.path().join("root"), Tasks::new()).expect("opened");
+    let mut chain = Vec::new();
+    for n in 0..800 {
+        s.prepare(&key("new"), &Parents::default()).await.expect("prepared");
+        let upper = s.upper(&key("new")).expect("it stacks");
+        let root = crate::fs::Root::open(&upper).expect("opened");
+        let hide = |path: &str| root.mknod(path, crate::fs::Kind::WHITEOUT, 0).expect("whiteout");
+        match n {
+            // Below the second block.
+            10 => {
+                for path in ["low/gone", "low/kept", "swap/low", "again/low", "opaque/low"] {
+                    write(&upper, path, "low");
+                }
+            }
+            // The second block.
+            300 => {
+                for path in ["only/gone", "only/kept", "opaque/gone"] {
+                    write(&upper, path, "block");
+                }
+                write(&upper, "swap", "a file");
+                fs::create_dir(upper.join("low")).expect("made");
+                hide("low/gone");
+                hide("again");
+            }
+            310 => {
+                write(&upper, "swap/new", "block");
+                write(&upper, "again/new", "block");
+                write(&upper, "opaque/new", "block");
+                let keep = crate::fs::Last::Keep;
+                root.set_xattr("opaque", "trusted.overlay.opaque", b"y", keep).expect("opaque");
+                fs::create_dir(upper.join("only")).expect("made");
+                hide("only/gone");
+            }
+            _ => {}
+        }
+        chain.push(format!("layer-{n}"));
+        s.commit(&key(&chain[n]), &key("new")).await.expect("committed");
+    }
+    let chain: Vec<_> = chain.iter().map(String::as_str).collect();
+    let expected = [
+        "again/",
+        "again/new=block",
+        "low/",
+        "low/kept=low",
+        "only/",
+        "only/kept=block",
+        "opaque/",
+        "opaque/new=block",
+        "swap/",
+        "swap/new=block",
+    ];
+    // As they are, and with two blocks merged.
+    for depth in [499, 800] {
+        assert_eq!(seen(&s, &chain[..depth]).await, expected, "{depth} layers");
+    }
 }
 
 fn path_of(line: &str) -> &Path {

@@ -4,6 +4,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use super::super::OverlaySnapshotter;
+use super::super::Parents;
 use super::super::Snapshotter;
 use super::key;
 use super::write;
@@ -21,7 +22,7 @@ async fn life_of_an_overlay_snapshot() {
     let s = OverlaySnapshotter::open(&dir.path().join("root"), Tasks::new()).expect("opened");
     let mut layers = Vec::new();
     for n in 0..600 {
-        s.prepare(&key("new"), &[]).await.expect("prepared");
+        s.prepare(&key("new"), &Parents::default()).await.expect("prepared");
         write(&s.upper(&key("new")).expect("it stacks"), &format!("dir-{n}/file"), "x");
         layers.push(key(&format!("layer-{n}")));
         s.commit(&layers[n], &key("new")).await.expect("committed");
@@ -35,7 +36,7 @@ async fn life_of_an_overlay_snapshot() {
             last = Instant::now();
         };
         let start = Instant::now();
-        s.prepare(&active, &layers[..12]).await.expect("prepared");
+        s.prepare(&active, &layers[..12].iter().cloned().collect()).await.expect("prepared");
         lap(&mut times[0]);
         let mounted = s.mount(&active, false).await.expect("mounted");
         lap(&mut times[1]);
@@ -53,7 +54,7 @@ async fn life_of_an_overlay_snapshot() {
     }
     for depth in [1, 12, 125, 600] {
         let view = key("view");
-        s.view(&view, &layers[..depth]).await.expect("viewed");
+        s.view(&view, &layers[..depth].iter().cloned().collect()).await.expect("viewed");
         let start = Instant::now();
         drop(s.mount(&view, true).await.expect("mounted"));
         let first = start.elapsed().as_micros();
