@@ -5,6 +5,7 @@
 //! platform, with configs, histories, annotations and times.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 
 use thunk::proto::gateway;
 
@@ -13,12 +14,16 @@ use crate::harness::Build;
 use crate::harness::Buildkitd;
 use crate::harness::Client;
 use crate::harness::Daemon;
+use crate::harness::DaemonOptions;
 use crate::harness::Image;
 use crate::harness::Layer;
 use crate::harness::TestRegistry;
 use crate::harness::client::ContentStore;
 use crate::harness::client::Outcome;
+use crate::harness::layer::busybox;
 use crate::harness::llb;
+use crate::harness::llb::Action;
+use crate::harness::llb::State;
 
 /// A frontend's result: an image of the registry by platform ID, and metadata.
 struct Made<'m> {
@@ -205,4 +210,127 @@ async fn archives_equal_those_of_buildkitd() {
     }
     assert_eq!(found[1], found[0]);
     assert_eq!(found[1].len(), 4, "two layers, the config and the manifest");
+}
+
+/// What the topmost layer of a result has. The times are those of the moment.
+async fn top_entries(client: &Client, registry: &TestRegistry, state: &State) -> Vec<String> {
+    let to = registry.reference("out", "entries");
+    let build = Build::of(state).export("image", &[("name", &to), ("push", "true")]);
+    client.start(build).await.finish().await.success();
+    let manifest = registry.manifest("out", "entries").expect("the image arrived");
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest.bytes).expect("JSON");
+    let layers = manifest["layers"].as_array().expect("layers");
+    let top = layers.last().and_then(|layer| layer["digest"].as_str()).expect("a digest");
+    let blob = registry.blob("out", top).expect("it arrived").to_bytes();
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(&blob[..]));
+    let entries = archive.entries().expect("an archive").map(|entry| {
+        let entry = entry.expect("an entry");
+        let header = entry.header();
+        let kind = char::from(header.entry_type().as_byte());
+        format!("{kind} {:o} {}", header.mode().expect("a mode"), entry.path().expect("a path").display())
+    });
+    entries.collect()
+}
+
+/// A daemon that has overlays, and one that copies.
+fn both_snapshotters() -> [Daemon; 2] {
+    let native = "[worker.oci]\n  snapshotter = \"native\"\n".to_owned();
+    [Daemon::start(), Daemon::start_with(DaemonOptions { config: native, ..DaemonOptions::default() })]
+}
+
+/// Layers listed what was only copied up on the way, such as /etc, and said of a new directory that it hides all below.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_layer_of_a_command_has_the_entries_that_buildkitd_gives_it() {
+    let Some(buildkitd) = Buildkitd::start("") else { return };
+    let Some(shell) = busybox() else { return };
+    let daemons = both_snapshotters();
+    let registry = TestRegistry::open();
+    let files = [
+        ("etc/", ""),
+        ("etc/conf", "x"),
+        ("opt/", ""),
+        ("opt/a", "1"),
+        ("opt/b", "2"),
+        ("opt/d/", ""),
+        ("opt/d/deep/", ""),
+        ("opt/d/deep/f", "3"),
+    ];
+    registry.put_image("base", "v1", &Image::of([shell, Layer::tree(&files)]));
+    let base = llb::image(registry.reference("base", "v1"));
+    let theirs = Client::at(buildkitd.socket()).await;
+    let ours = [Client::connect(&daemons[0]).await, Client::connect(&daemons[1]).await];
+    for script in [
+        "true",
+        "echo 3 > /opt/c",
+        "chmod 700 /opt/d; chmod 755 /opt/d",
+        "mkdir -p /opt/new/er /newer; echo 1 > /opt/new/er/f",
+        "rm -r /opt; mkdir /opt; echo 3 > /opt/c",
+        "rm -r /opt; mkdir -p /opt/d/deep; echo 3 > /opt/d/deep/g",
+        "rm -r /opt/d; echo 3 > /opt/d; rm /opt/a; mkdir /opt/a; echo 4 > /opt/a/f",
+        "mkdir /opt/new; rm -r /opt/d; mkdir /opt/d; mv /opt/new /opt/d/new",
+        "rm /opt/a; echo new > /etc/new; touch /opt/x; rm /opt/x",
+        "mv /opt/b /opt/e; ln /opt/e /etc/f; ln -s e /opt/g",
+    ] {
+        let state = llb::sh(&base, script);
+        let expected = top_entries(&theirs, &registry, &state).await;
+        for client in &ours {
+            assert_eq!(top_entries(client, &registry, &state).await, expected, "{script}");
+        }
+    }
+}
+
+/// A directory that was new on its base hid, in a merge, what others have in it, while the image of the merge did not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_shows_what_its_image_has() {
+    let Some(buildkitd) = Buildkitd::start("") else { return };
+    let Some(shell) = busybox() else { return };
+    let daemons = both_snapshotters();
+    let registry = TestRegistry::open();
+    let layers = [
+        shell,
+        Layer::tree(&[
+            ("opt/", ""),
+            ("opt/old/", ""),
+            ("opt/old/f", "1"),
+            ("opt/other/", ""),
+            ("opt/other/f", "1"),
+        ]),
+    ];
+    registry.put_image("base", "v1", &Image::of(layers));
+    let files = [("opt/", ""), ("opt/new/", ""), ("opt/new/f", "2"), ("opt/old/", ""), ("opt/old/g", "2")];
+    registry.put_image("other", "v1", &Image::of([Layer::tree(&files)]));
+    let base = llb::image(registry.reference("base", "v1"));
+    let above = llb::sh(&base, "mkdir /opt/new; rm -r /opt/old; mkdir /opt/old; echo 3 > /opt/new/g");
+    let other = llb::image(registry.reference("other", "v1"));
+    let merged = llb::merge([base, other, llb::diff(&llb::image(registry.reference("base", "v1")), &above)]);
+    let listed = llb::sh(&merged, "cd /opt && find . | sort > /list");
+    let copied = llb::file(None, Some(&listed), &Action::Copy { from: "/list", to: "/" });
+    let mut lists = Vec::new();
+    let clients = [
+        Client::at(buildkitd.socket()).await,
+        Client::connect(&daemons[0]).await,
+        Client::connect(&daemons[1]).await,
+    ];
+    for client in &clients {
+        let to = registry.reference("out", "list");
+        let build = Build::of(&copied).export("image", &[("name", &to), ("push", "true")]);
+        client.start(build).await.finish().await.success();
+        lists.push(only_file(&registry, "out", "list"));
+    }
+    assert_eq!(lists[0], ".\n./new\n./new/f\n./new/g\n./old\n./old/g\n./other\n./other/f\n", "buildkitd");
+    assert_eq!(lists[1], lists[0], "overlays");
+    assert_eq!(lists[2], lists[0], "copies");
+}
+
+/// The one file of an image of one layer.
+fn only_file(registry: &TestRegistry, repository: &str, tag: &str) -> String {
+    let manifest = registry.manifest(repository, tag).expect("the image arrived");
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest.bytes).expect("JSON");
+    let layer = manifest["layers"][0]["digest"].as_str().expect("a digest");
+    let blob = registry.blob(repository, layer).expect("it arrived").to_bytes();
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(&blob[..]));
+    let mut entry = archive.entries().expect("an archive").next().expect("an entry").expect("it is read");
+    let mut text = String::new();
+    entry.read_to_string(&mut text).expect("it is read");
+    text
 }

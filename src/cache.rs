@@ -53,6 +53,7 @@ mod prune;
 mod record;
 mod reference;
 mod remote;
+mod settle;
 mod snapshots;
 mod stack;
 mod unpack;

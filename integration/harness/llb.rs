@@ -49,6 +49,16 @@ pub fn merge(inputs: impl IntoIterator<Item = State>) -> State {
     State::from_op(pb::Op { op: Some(merge), ..pb::Op::default() }, &inputs)
 }
 
+/// What makes `upper` of `lower`.
+pub fn diff(lower: &State, upper: &State) -> State {
+    let diff = pb::DiffOp {
+        lower: Some(pb::LowerDiffInput { input: 0 }),
+        upper: Some(pb::UpperDiffInput { input: 1 }),
+    };
+    let op = pb::op::Op::Diff(diff);
+    State::from_op(pb::Op { op: Some(op), ..pb::Op::default() }, &[lower.clone(), upper.clone()])
+}
+
 /// What a file operation does, on its first input.
 #[derive(Clone, Debug)]
 pub enum Action<'a> {

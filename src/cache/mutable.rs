@@ -45,6 +45,7 @@ use super::record::Part;
 use super::record::RecordId;
 use super::record::RecordType;
 use super::record::Row;
+use super::settle::Base;
 use super::snapshots::Content;
 use super::snapshots::Passing;
 use super::snapshots::Snapshots;
@@ -94,6 +95,7 @@ struct Inner {
     snapshot: Arc<Passing>,
     tree: OnceCell<Arc<Tree>>,
     footing: Footing,
+    base: Base,
     /// Keeps the record of a kept one.
     hold: Option<Hold>,
     _in_use: Option<Use>,
@@ -141,14 +143,17 @@ impl Cache {
         options: MutableOptions,
     ) -> Result<MutableRef, CacheError> {
         let snapshots = &self.0.snapshots;
-        let footing = match (parent, &options.looks) {
+        let (footing, base) = match (parent, &options.looks) {
             (Some(parent), Some(looks)) if parent.can_be_partial()? => {
                 let (parts, handlers) = (parent.parts(), parent.handlers());
                 let holds = self.stand_on_paths(ctx, &parts, handlers, looks, options.strange);
-                Box::pin(holds).await?.into()
+                (Box::pin(holds).await?.into(), Base::Paths { parent: parent.clone(), ctx: ctx.clone() })
             }
-            (Some(parent), _) => Box::pin(self.stand_on(ctx, parent.stack(), parent.handlers())).await?,
-            (None, _) => Footing::default(),
+            (Some(parent), _) => {
+                let footing = Box::pin(self.stand_on(ctx, parent.stack(), parent.handlers())).await?;
+                (footing, Base::Whole)
+            }
+            (None, _) => (Footing::default(), Base::Whole),
         };
         let parents = footing.parents().clone();
         let about = About {
@@ -168,7 +173,8 @@ impl Cache {
             false => snapshots.prepare(snapshots.passing("active"), parents).await?,
         };
         let tree = OnceCell::new();
-        let mut inner = Inner { about, snapshot: Arc::new(snapshot), tree, footing, hold, _in_use: in_use };
+        let snapshot = Arc::new(snapshot);
+        let mut inner = Inner { about, snapshot, tree, footing, base, hold, _in_use: in_use };
         if let Some(hold) = &mut inner.hold {
             hold.count_use(None);
         }
@@ -250,6 +256,7 @@ impl Cache {
                 snapshot,
                 tree: OnceCell::new(),
                 footing,
+                base: Base::Whole,
                 hold: Some(hold),
                 _in_use: Some(in_use),
             })),
@@ -358,6 +365,8 @@ impl MutableRef {
 
     /// Makes what was written the change set of a new state. Nobody may have its files mounted any more.
     ///
+    /// Needs layers of the parent only where a directory was made anew that [`MutableOptions::looks`] were not into.
+    ///
     /// Dropped in mid-way it is as if it had not been committed, or as if the result had been dropped.
     pub async fn commit(mut self) -> Result<ImmutableRef, CacheError> {
         let Some(mut inner) = self.inner.take() else { return Err(CacheError::Empty) };
@@ -406,6 +415,8 @@ impl Inner {
             None => cache.0.live.hold_to_make(id),
         };
         let written = row.clone();
+        let since = self.about.created_at.into();
+        Box::pin(cache.settle_changes(&self.snapshot, since, &self.footing, &self.base)).await?;
         let snapshots = &cache.0.snapshots;
         let now = snapshots.generation();
         snapshots

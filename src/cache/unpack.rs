@@ -43,8 +43,8 @@ const READ_BYTES: usize = 256 << 10;
 
 /// What a change set is read from, on a thread where that may block.
 pub(super) enum Changes {
-    /// A directory with nothing but the changes.
-    Upper(Root),
+    /// A settled directory.
+    Upper { upper: Root, _hold: Arc<SnapshotHold> },
     /// Two whole trees.
     Trees { lower: Option<Tree>, upper: Tree },
 }
@@ -54,7 +54,7 @@ impl Changes {
     pub(super) fn write(&self, sink: &mut dyn Write, epoch: Option<Timestamp>) -> Result<(), CacheError> {
         let written = || -> Result<(), DiffError> {
             let changes = match self {
-                Changes::Upper(upper) => diff_upper(upper, None)?,
+                Changes::Upper { upper, .. } => diff_upper(upper)?,
                 Changes::Trees { lower, upper } => {
                     let lower = lower.as_ref().map(|tree| Root::open(tree.path())).transpose()?;
                     diff_trees(lower.as_ref(), &Root::open(upper.path())?)?
@@ -190,7 +190,7 @@ impl Cache {
         let ChangeSet::Made(made) = &part.set else { return Err(CacheError::NotFound { id: part.record }) };
         let snapshotter = self.0.snapshots.snapshotter();
         if let Some(upper) = snapshotter.upper(&made.snapshot) {
-            return Ok(Changes::Upper(Root::open(upper).map_err(CacheError::pack)?));
+            return Ok(Changes::Upper { upper: Root::open(upper).map_err(CacheError::pack)?, _hold: hold });
         }
         let parents = snapshotter.stat(&made.snapshot).await?.parents;
         let lower = match parents.top() {

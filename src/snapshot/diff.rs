@@ -1,9 +1,12 @@
 //! What one tree has changed of another, and the layer that says so.
 //!
-//! Two ways lead to the same list: [`diff_upper`] goes through what an overlay's upper directory holds,
-//! [`diff_trees`] through both whole trees. [`write_layer`] makes of a list what containerd and BuildKit
-//! make: parents before what changed in them, a whiteout for each name that is gone (also where the upper
-//! directory has an opaque one, if the tree below is at hand), hard links among what is in the layer, no sockets.
+//! Two ways lead to the same list: [`diff_upper`] goes through what an overlay's upper directory holds once it is
+//! settled, [`diff_trees`] through both whole trees. [`write_layer`] makes of a list what containerd and BuildKit
+//! make: parents before what changed in them, a whiteout for each name that is gone, hard links among what is in the
+//! layer, no sockets. Where one name of a file is in the layer, all its names are.
+//!
+//! An upper directory also holds what was only touched or on the way, and marks where it hides everything. It is
+//! *settled* (`settle.rs`) when it becomes a change set: then it says what changed, by itself.
 //!
 //! # When a file is the same
 //!
@@ -11,6 +14,7 @@
 //! same bytes. Of a directory the time doesn't count: every change within changes it.
 
 mod compare;
+mod settle;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -24,6 +28,9 @@ use crate::fs::Meta;
 use crate::fs::Root;
 use compare::Differ;
 
+pub use settle::Unsettled;
+pub use settle::leave_what_changed;
+pub use settle::spell_out;
 pub use write::WriteLayer;
 pub use write::write_layer;
 
@@ -47,9 +54,7 @@ pub enum ChangeKind {
     Removed,
     /// It is new or another one.
     Written(Meta),
-    /// All that is below in this directory is removed. Only where nobody could look what that is.
-    Opaque,
-    /// It did not change: a directory beneath which something did, or a further name of a file that did.
+    /// A directory that did not change, beneath which something did.
     Unchanged(Meta),
 }
 
@@ -84,20 +89,15 @@ impl Changes {
     }
 }
 
-/// The changes that the upper directory of an overlay holds over the tree `lower`.
-///
-/// Without `lower`, for a layer that is written while what is below is not at hand, the list says what
-/// the directory says: all that is in it is written, each whiteout removes, and what is opaque stays so.
-/// Such a layer does the same to any tree, and may say more than it had to.
-pub fn diff_upper(upper: &Root, lower: Option<&Root>) -> Result<Changes, DiffError> {
-    let mut differ = Differ::new(lower, upper);
-    differ.upper()?;
-    differ.finish()
+/// The changes that the settled upper directory of an overlay holds: all that is in it is written, and each whiteout
+/// removes.
+pub fn diff_upper(upper: &Root) -> Result<Changes, DiffError> {
+    Ok(Changes { upper: upper.clone(), changes: compare::listed(upper)? })
 }
 
 /// The changes from one whole tree, or nothing, to another.
 pub fn diff_trees(lower: Option<&Root>, upper: &Root) -> Result<Changes, DiffError> {
     let mut differ = Differ::new(lower, upper);
-    differ.both(PathBuf::new())?;
+    differ.both()?;
     differ.finish()
 }

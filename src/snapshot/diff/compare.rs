@@ -30,7 +30,7 @@ pub(super) struct Differ<'a> {
     changes: Vec<Change>,
     /// Directories that are on the way to where the walk is, and are not listed yet.
     parents: Vec<(PathBuf, Meta)>,
-    /// Names that did not change of files that have several.
+    /// Names that did not change of files that have several: they are in the layer if another one is.
     linked: Vec<(PathBuf, Meta)>,
 }
 
@@ -45,73 +45,23 @@ impl<'a> Differ<'a> {
         Differ { lower, upper, changes: Vec::new(), parents: Vec::new(), linked: Vec::new() }
     }
 
-    /// Goes through an upper directory, which has whiteouts and opaque directories.
-    pub(super) fn upper(&mut self) -> Result<(), DiffError> {
-        // Directories on the way, and whether the tree below has a directory there.
-        let mut below: Vec<(PathBuf, bool)> = vec![(PathBuf::new(), self.lower.is_some())];
-        let mut walk = self.upper.walk("")?;
-        while let Some(entry) = walk.next() {
-            let entry = entry?;
-            if entry.path.as_os_str().is_empty() {
-                continue;
-            }
-            while !entry.path.starts_with(&below.last().expect("the root is on every way").0) {
-                below.pop();
-            }
-            let (_, in_dir) = below.last().expect("the root is on every way");
-            let lower = match self.lower {
-                Some(lower) if *in_dir => lower.stat(&entry.path, Last::Keep)?,
-                _ => None,
-            };
-            let found = Found { path: entry.path.clone(), meta: entry.meta };
-            if found.meta.is_whiteout() {
-                if lower.is_some() || self.lower.is_none() {
-                    self.removed(found.path);
-                }
-                continue;
-            }
-            let xattrs = entry.xattrs()?;
-            if is_redirected(&xattrs) {
-                return Err(DiffError::Redirected { path: entry.path.clone() });
-            }
-            if found.meta.is_dir() {
-                below.push((found.path.clone(), lower.is_some_and(|meta| meta.is_dir())));
-                if is_opaque(&xattrs) && lower.is_some_and(|meta| meta.is_dir()) {
-                    walk.skip_dir();
-                    self.both(found.path)?;
-                    continue;
-                }
-            }
-            let opaque = found.meta.is_dir() && self.lower.is_none() && is_opaque(&xattrs);
-            self.compared(found, lower)?;
-            if opaque {
-                self.changes.push(Change { path: entry.path.clone(), kind: ChangeKind::Opaque });
-            }
-        }
-        Ok(())
-    }
-
-    /// Goes through two trees, from the path `start` on. Whiteouts in the upper one are what is not there.
-    pub(super) fn both(&mut self, start: PathBuf) -> Result<(), DiffError> {
-        let mut upper_walk = self.upper.walk(&start)?;
-        let mut lower_walk = match self.lower {
-            Some(lower) => Some(lower.walk(&start)?),
-            None => None,
-        };
-        let place = |path: &Path| if path.as_os_str().is_empty() { start.clone() } else { start.join(path) };
+    /// Goes through both trees. Whiteouts in the upper one are what is not there.
+    pub(super) fn both(&mut self) -> Result<(), DiffError> {
+        let mut upper_walk = self.upper.walk("")?;
+        let mut lower_walk = self.lower.map(|lower| lower.walk("")).transpose()?;
         let (mut upper, mut lower) = (None, None);
         loop {
             while upper.is_none() {
                 let Some(entry) = upper_walk.next() else { break };
                 let entry = entry?;
                 if !entry.meta.is_whiteout() {
-                    upper = Some(Found { path: place(&entry.path), meta: entry.meta });
+                    upper = Some(Found { path: entry.path.clone(), meta: entry.meta });
                 }
             }
             if lower.is_none()
                 && let Some(entry) = lower_walk.as_mut().and_then(Iterator::next).transpose()?
             {
-                lower = Some(Found { path: place(&entry.path), meta: entry.meta });
+                lower = Some(Found { path: entry.path.clone(), meta: entry.meta });
             }
             let order = match (&lower, &upper) {
                 (None, None) => return Ok(()),
@@ -158,9 +108,9 @@ impl<'a> Differ<'a> {
             }
             return Ok(());
         }
-        let same = match lower {
-            Some(lower) => self.is_same(&found, &lower)?,
-            None => false,
+        let same = match (lower, self.lower) {
+            (Some(meta), Some(lower)) => is_same(self.upper, lower, &found.path, &found.meta, &meta)?,
+            _ => false,
         };
         self.leave_for(&found.path);
         if !same {
@@ -192,37 +142,6 @@ impl<'a> Differ<'a> {
         self.changes.extend(parents.map(|(path, meta)| Change { path, kind: ChangeKind::Unchanged(meta) }));
     }
 
-    fn is_same(&self, found: &Found, lower: &Meta) -> Result<bool, DiffError> {
-        let (Some(lower_root), meta) = (self.lower, &found.meta) else { return Ok(false) };
-        if (meta.device, meta.inode) == (lower.device, lower.inode) {
-            return Ok(true);
-        }
-        if (meta.kind, meta.mode, meta.owner) != (lower.kind, lower.mode, lower.owner) {
-            return Ok(false);
-        }
-        if !meta.is_dir() && (meta.size, meta.mtime) != (lower.size, lower.mtime) {
-            return Ok(false);
-        }
-        let path = found.path.as_path();
-        let xattrs = |root: &Root| {
-            root.xattrs(path, Last::Keep).map(|mut all| {
-                all.retain(|name, _| is_layers(name.as_bytes()));
-                all
-            })
-        };
-        if xattrs(self.upper)? != xattrs(lower_root)? {
-            return Ok(false);
-        }
-        match meta.kind {
-            Kind::Symlink => Ok(self.upper.read_link(path)? == lower_root.read_link(path)?),
-            Kind::File if meta.size > 0 => {
-                same_bytes(self.upper.open_file(path)?, lower_root.open_file(path)?)
-                    .map_err(|source| DiffError::Io { path: found.path.clone(), source })
-            }
-            _ => Ok(true),
-        }
-    }
-
     pub(super) fn finish(mut self) -> Result<Changes, DiffError> {
         let written: HashSet<(u64, u64)> = self
             .changes
@@ -246,12 +165,66 @@ impl<'a> Differ<'a> {
                         self.changes.push(Change { path: parent.to_path_buf(), kind });
                     }
                 }
-                self.changes.push(Change { path, kind: ChangeKind::Unchanged(meta) });
+                self.changes.push(Change { path, kind: ChangeKind::Written(meta) });
             }
         }
-        // Stable: that a directory is opaque comes after the directory.
-        self.changes.sort_by(|one, other| sorted(&one.path, &other.path));
+        self.changes.sort_unstable_by(|one, other| sorted(&one.path, &other.path));
         Ok(Changes { upper: self.upper.clone(), changes: self.changes })
+    }
+}
+
+/// What a settled upper directory has, sorted.
+pub(super) fn listed(upper: &Root) -> Result<Vec<Change>, DiffError> {
+    let mut changes = Vec::new();
+    for entry in upper.walk("")? {
+        let entry = entry?;
+        let (path, meta) = (entry.path.clone(), entry.meta);
+        if path.as_os_str().is_empty() || meta.kind == Kind::Socket {
+            continue;
+        }
+        if meta.is_whiteout() {
+            changes.push(Change { path, kind: ChangeKind::Removed });
+            continue;
+        }
+        if is_redirected(&entry.xattrs()?) {
+            return Err(DiffError::Redirected { path });
+        }
+        changes.push(Change { path, kind: ChangeKind::Written(meta) });
+    }
+    Ok(changes)
+}
+
+/// True if what `upper` has at a path is what `lower` has there.
+pub(super) fn is_same(
+    upper: &Root,
+    lower: &Root,
+    path: &Path,
+    meta: &Meta,
+    below: &Meta,
+) -> Result<bool, DiffError> {
+    if (meta.device, meta.inode) == (below.device, below.inode) {
+        return Ok(true);
+    }
+    if (meta.kind, meta.mode, meta.owner) != (below.kind, below.mode, below.owner) {
+        return Ok(false);
+    }
+    if !meta.is_dir() && (meta.size, meta.mtime) != (below.size, below.mtime) {
+        return Ok(false);
+    }
+    let xattrs = |root: &Root| {
+        root.xattrs(path, Last::Keep).map(|mut all| {
+            all.retain(|name, _| is_layers(name.as_bytes()));
+            all
+        })
+    };
+    if xattrs(upper)? != xattrs(lower)? {
+        return Ok(false);
+    }
+    match meta.kind {
+        Kind::Symlink => Ok(upper.read_link(path)? == lower.read_link(path)?),
+        Kind::File if meta.size > 0 => same_bytes(upper.open_file(path)?, lower.open_file(path)?)
+            .map_err(|source| DiffError::Io { path: path.to_path_buf(), source }),
+        _ => Ok(true),
     }
 }
 
@@ -271,15 +244,12 @@ pub(super) fn is_layers(name: &[u8]) -> bool {
         && (!name.starts_with(b"security.") || name == b"security.capability")
 }
 
-fn overlays<'a>(xattrs: &'a Xattrs, name: &str) -> Option<&'a Vec<u8>> {
+/// What overlay notes of a directory or file, mounted as root and without.
+pub(super) fn overlays<'a>(xattrs: &'a Xattrs, name: &str) -> Option<&'a Vec<u8>> {
     ["trusted.overlay.", "user.overlay."].iter().find_map(|prefix| {
         let name = format!("{prefix}{name}");
         xattrs.get(name.as_str().as_ref() as &std::ffi::OsStr)
     })
-}
-
-fn is_opaque(xattrs: &Xattrs) -> bool {
-    overlays(xattrs, "opaque").is_some_and(|value| value == b"y")
 }
 
 fn is_redirected(xattrs: &Xattrs) -> bool {

@@ -31,26 +31,12 @@ pub struct WriteLayer {
 /// Writes the changes as an uncompressed layer: the same bytes for the same changes, whoever found them.
 /// Times are whole seconds, and those of whiteouts 1970, as with containerd.
 pub fn write_layer(changes: &Changes, options: &WriteLayer, out: impl Write) -> Result<(), DiffError> {
-    let mut layer = Layer {
-        root: &changes.upper,
-        epoch: options.epoch,
-        writer: Writer::new(out),
-        first: HashMap::new(),
-        waiting: HashMap::new(),
-    };
+    let mut layer =
+        Layer { root: &changes.upper, epoch: options.epoch, writer: Writer::new(out), first: HashMap::new() };
     for change in &changes.changes {
         match &change.kind {
             ChangeKind::Removed => layer.whiteout(&change.path)?,
-            ChangeKind::Opaque => layer.opaque(&change.path)?,
-            ChangeKind::Written(meta) => layer.written(&change.path, meta)?,
-            ChangeKind::Unchanged(meta) if meta.is_dir() => layer.entry(&change.path, meta)?,
-            ChangeKind::Unchanged(meta) => match layer.first.get(&inode(meta)) {
-                Some(first) => {
-                    let target = first.clone();
-                    layer.link(&change.path, meta, target)?;
-                }
-                None => layer.waiting.entry(inode(meta)).or_default().push((&change.path, *meta)),
-            },
+            ChangeKind::Written(meta) | ChangeKind::Unchanged(meta) => layer.written(&change.path, meta)?,
         }
     }
     layer.writer.finish()?;
@@ -63,8 +49,6 @@ struct Layer<'a, W> {
     writer: Writer<W>,
     /// The first name in the layer of each file that has several.
     first: HashMap<(u64, u64), Vec<u8>>,
-    /// Names that did not change of files that come later.
-    waiting: HashMap<(u64, u64), Vec<(&'a Path, Meta)>>,
 }
 
 impl<W: Write> Layer<'_, W> {
@@ -72,11 +56,6 @@ impl<W: Write> Layer<'_, W> {
         let path = path.as_os_str().as_bytes();
         let at = path.iter().rposition(|&b| b == b'/').map_or(0, |at| at + 1);
         let path = [&path[..at], b".wh.", &path[at..]].concat();
-        Ok(self.writer.append(&Entry::new(path, EntryKind::File), io::empty())?)
-    }
-
-    fn opaque(&mut self, path: &Path) -> Result<(), DiffError> {
-        let path = [path.as_os_str().as_bytes(), b"/.wh..wh..opq"].concat();
         Ok(self.writer.append(&Entry::new(path, EntryKind::File), io::empty())?)
     }
 
@@ -89,11 +68,7 @@ impl<W: Write> Layer<'_, W> {
             return self.link(path, meta, target);
         }
         self.entry(path, meta)?;
-        let target = path.as_os_str().as_bytes().to_vec();
-        self.first.insert(inode(meta), target.clone());
-        for (path, meta) in self.waiting.remove(&inode(meta)).unwrap_or_default() {
-            self.link(path, &meta, target.clone())?;
-        }
+        self.first.insert(inode(meta), path.as_os_str().as_bytes().to_vec());
         Ok(())
     }
 
