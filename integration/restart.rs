@@ -245,12 +245,13 @@ async fn an_image_that_was_named_here_is_built_without_its_registry() {
     let state = llb::image(&name);
     run(&daemon, Build::of(&state).export("image", &[("name", name.as_str())])).await.success();
     crash(&mut daemon);
-    // Its records and keys are gone, the name is not.
-    Client::connect(&daemon).await.prune_all().await.expect("prune");
-    crash(&mut daemon);
     source.go_down();
     run(&daemon, Build::of(&state)).await.success();
     assert_eq!(Client::connect(&daemon).await.usage().await.len(), 2);
+    // The name goes with the records.
+    Client::connect(&daemon).await.prune_all().await.expect("prune");
+    let outcome = run(&daemon, Build::of(&state)).await;
+    assert_eq!(outcome.failure().code(), tonic::Code::Unavailable);
 }
 
 #[tokio::test(flavor = "multi_thread")]

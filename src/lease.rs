@@ -92,26 +92,22 @@ pub fn has_row(tx: &ReadTransaction, digest: &Digest) -> Result<bool, redb::Erro
     }
 }
 
-/// True if a named image has a row for `digest`.
-pub fn has_image_row(tx: &ReadTransaction, digest: &Digest) -> Result<bool, redb::Error> {
-    let table = match tx.open_multimap_table(BY_DIGEST) {
-        Ok(table) => table,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(false),
-        Err(cause) => return Err(cause.into()),
-    };
-    let prefix = Owner::Image(String::new()).to_string();
-    for owner in table.get(digest.to_string().as_str())? {
-        if owner?.value().starts_with(&prefix) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 /// As [`has_row`], within a transaction that may have changed rows itself.
 pub fn has_row_within(tx: &WriteTransaction, digest: &Digest) -> Result<bool, redb::Error> {
     let table = tx.open_multimap_table(BY_DIGEST)?;
     Ok(table.get(digest.to_string().as_str())?.next().is_some())
+}
+
+/// The same of owners that are no named images.
+pub fn has_row_but_images(tx: &WriteTransaction, digest: &Digest) -> Result<bool, redb::Error> {
+    let prefix = Owner::Image(String::new()).to_string();
+    let table = tx.open_multimap_table(BY_DIGEST)?;
+    for owner in table.get(digest.to_string().as_str())? {
+        if !owner?.value().starts_with(&prefix) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The leases held in this process. Clones share them.

@@ -74,8 +74,7 @@ impl Cache {
             for await usage in cache.prune_records(options) {
                 yield usage?;
             }
-            cache.collect_files(everything).await?;
-            cache.0.content.collect(Duration::ZERO).await?;
+            cache.collect_unneeded(everything).await?;
         }
     }
 
@@ -95,10 +94,18 @@ impl Cache {
             }
         }
         if records > 0 {
-            self.collect_files(false).await?;
-            self.0.content.collect(Duration::ZERO).await?;
+            self.collect_unneeded(false).await?;
         }
         Ok(freed)
+    }
+
+    /// Removes what no record needs any more: names of images, files and blobs. With `everything`, names of images
+    /// without layers as well, and what is known of layers.
+    async fn collect_unneeded(&self, everything: bool) -> Result<(), CacheError> {
+        ImageList::new(self.0.db.clone()).sweep(everything).await?;
+        self.collect_files(everything).await?;
+        self.0.content.collect(Duration::ZERO).await?;
+        Ok(())
     }
 
     /// Removes the files of layers that no record has any more; with `everything`, what is known of them as well.
@@ -260,10 +267,6 @@ impl Inner {
                 Kind::Mutable { snapshot, .. } => kept.get(snapshot).copied().unwrap_or(0),
                 _ => 0,
             };
-            let shared = match own {
-                Some(blob) => lease::has_image_row(tx, &blob.digest)?,
-                None => false,
-            };
             let held = self.live.is_held(id);
             usages.push(Usage {
                 id: *id,
@@ -276,7 +279,6 @@ impl Inner {
                 record_type: row.record_type,
                 in_use: held,
                 mutable: matches!(row.kind, Kind::Mutable { .. }),
-                shared,
                 held,
             });
         }

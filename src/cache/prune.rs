@@ -16,11 +16,10 @@ use super::record::RecordId;
 use super::record::RecordType;
 use super::usage::Usage;
 
-/// What to prune. The default takes every unused record that is neither internal, nor a frontend's,
-/// nor shared.
+/// What to prune. The default takes every unused record that is neither internal nor a frontend's.
 #[derive(Clone, Debug, Default)]
 pub struct PruneOptions {
-    /// Internal, frontend and shared records as well.
+    /// Internal and frontend records as well.
     pub all: bool,
     pub filter: Filter,
     /// Records used within this time stay.
@@ -52,7 +51,7 @@ impl PruneOptions {
 
     fn allows(&self, usage: &Usage, now: Timestamp) -> bool {
         let kept_kind = matches!(usage.record_type, RecordType::Internal | RecordType::Frontend);
-        if !self.all && (kept_kind || usage.shared) {
+        if !self.all && kept_kind {
             return false;
         }
         if !self.keep_duration.is_zero()
@@ -67,7 +66,7 @@ impl PruneOptions {
 
 /// The records to take, in order: one that stands on another comes before it.
 pub(super) fn choose(usages: &[Usage], options: &PruneOptions, free: u64, now: Timestamp) -> Vec<RecordId> {
-    let used = usages.iter().filter(|u| !u.shared).map(|u| u.size).sum();
+    let used = usages.iter().map(|u| u.size).sum();
     let keep = options.keep_bytes(used, free);
     let by_id: HashMap<RecordId, usize> = usages.iter().enumerate().map(|(n, u)| (u.id, n)).collect();
     let mut standing = vec![0usize; usages.len()];
@@ -145,7 +144,6 @@ mod tests {
             held: false,
             in_use: false,
             mutable: false,
-            shared: false,
         }
     }
 
@@ -186,12 +184,11 @@ mod tests {
     }
 
     #[test]
-    fn without_all_internal_frontend_and_shared_records_stay() {
+    fn without_all_internal_and_frontend_records_stay() {
         let mut all = vec![usage(0, &[], 1, 1, 1), usage(1, &[], 1, 1, 1), usage(2, &[], 1, 1, 1)];
         all[0].record_type = RecordType::Internal;
         all[1].record_type = RecordType::Frontend;
-        all[2].shared = true;
-        assert!(chosen(&all, &PruneOptions::default()).is_empty());
+        assert_eq!(chosen(&all, &PruneOptions::default()), [2]);
         assert_eq!(chosen(&all, &PruneOptions { all: true, ..PruneOptions::default() }).len(), 3);
     }
 

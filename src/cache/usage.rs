@@ -37,8 +37,6 @@ pub struct Usage {
     pub in_use: bool,
     /// It can be written.
     pub mutable: bool,
-    /// A named image of this node has the blob as well.
-    pub shared: bool,
     /// Somebody uses the record itself.
     pub(super) held: bool,
 }
@@ -58,8 +56,9 @@ impl Usage {
             "inuse" => present(self.in_use),
             "mutable" => present(self.mutable),
             "immutable" => present(!self.mutable),
-            "shared" => present(self.shared),
-            "private" => present(!self.shared),
+            // Nothing but the cache has what is in it.
+            "shared" => present(false),
+            "private" => present(true),
             _ => None,
         })
     }

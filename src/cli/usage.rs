@@ -28,7 +28,7 @@ pub(super) struct PruneArgs {
     /// Delete only what matches, such as type==regular (repeatable; one must match)
     #[arg(short, long)]
     filter: Vec<String>,
-    /// Delete internal and shared records as well
+    /// Delete internal records as well, and what is known of layers that are gone
     #[arg(long)]
     all: bool,
     /// Keep what was used within this time, such as 48h

@@ -183,7 +183,7 @@ pub(super) fn usage_record(usage: &Usage) -> control::UsageRecord {
         usage_count: number(usage.usage_count),
         description: usage.description.clone(),
         record_type: usage.record_type.name().to_owned(),
-        shared: usage.shared,
+        shared: false,
         parents: usage.parents.iter().map(ToString::to_string).collect(),
     }
 }

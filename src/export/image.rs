@@ -223,7 +223,9 @@ impl ImageExport {
                     Ok(reference) => reference.with_default_tag().to_string(),
                     Err(_) => name,
                 };
-                let named = exporters.images.set(&name, image.root.clone(), image.digests(), updated_at);
+                let documents = image.documents().map(|document| document.descriptor.digest).collect();
+                let layers = image.layers.iter().map(|layer| layer.blob.digest).collect();
+                let named = exporters.images.set(&name, image.root.clone(), documents, layers, updated_at);
                 ctx.run(named).await??;
             }
         }
