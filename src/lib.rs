@@ -63,8 +63,9 @@
 //!    `cache/materialize.rs` fetches the blobs of all layers at once, each with the rights of whoever asks,
 //!    and `snapshot/apply.rs` unpacks each one while it arrives, into a directory of its own. Their order is
 //!    given when they are mounted. A snapshot is committed only after the digest and the diff ID held.
-//! 2. `executor` runs the command in the mounted tree. What it wrote lies in the snapshot's own directory
-//!    and becomes a record with one commit: its files, no blob yet.
+//! 2. `executor` runs the command in the mounted tree. What it wrote lies in the snapshot's own directory, is
+//!    settled, so that it says by itself what changed (`cache/settle.rs`), and becomes a record with one commit:
+//!    its files, no blob yet.
 //! 3. `export` asks the state for its layers. Those of the image are what they were, as lazy as they
 //!    were; for the new one `snapshot/diff.rs` lists what changed, and `cache/layers.rs` writes it as an
 //!    archive, compressed on all cores and hashed on the way into the store.

@@ -10,8 +10,8 @@
 //!
 //! # Crash consistency
 //!
-//! A commit first makes the snapshot final and then writes its record, both rows in one transaction:
-//! a crash in between leaves a snapshot without a row, which the next start removes. The record is visible
+//! A commit first settles what was written (`settle.rs`), which ends with a crash as the rest of the step, then makes the
+//! snapshot final and writes its record, both rows in one transaction: a crash in between leaves a snapshot without a row, which the next start removes. The record is visible
 //! when the commit returns and durable with the next durable commit, as is everything that refers to it. What a power
 //! cut takes is in `durable.rs`.
 

@@ -491,7 +491,9 @@ mod tests {
         let image = image();
         let archive = Archive::new(Format::Oci, &image, &image.root, &[]).unwrap();
         let names: Vec<&str> = archive.entries.keys().map(String::as_str).collect();
-        let mut blobs: Vec<String> = image.digests().iter().map(blob_path).collect();
+        let digests = image.documents().map(|document| document.descriptor.digest);
+        let digests = digests.chain(image.layers.iter().map(|layer| layer.blob.digest));
+        let mut blobs: Vec<String> = digests.map(|digest| blob_path(&digest)).collect();
         blobs.sort();
         let mut expected = vec!["blobs/", "blobs/sha256/"];
         expected.extend(blobs.iter().map(String::as_str));

@@ -82,12 +82,6 @@ pub(super) struct ImageLayer {
 }
 
 impl Image {
-    /// Everything that the image consists of.
-    pub(super) fn digests(&self) -> Vec<Digest> {
-        let documents = self.documents().map(|d| d.descriptor.digest);
-        documents.chain(self.layers.iter().map(|l| l.blob.digest)).collect()
-    }
-
     /// Everything that was made, in no order.
     pub(super) fn documents(&self) -> impl Iterator<Item = &Document> {
         self.manifests.iter().chain(self.leaves())
