@@ -17,6 +17,7 @@ mod names;
 mod native;
 mod overlay;
 mod parents;
+mod points;
 mod removal;
 mod slot;
 mod squash;
@@ -61,6 +62,8 @@ pub use mount::Mounted;
 pub use native::NativeSnapshotter;
 pub use overlay::OverlaySnapshotter;
 pub use parents::Parents;
+pub use points::MountPoint;
+pub use points::PointKind;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum SnapshotKind {
@@ -124,6 +127,10 @@ pub trait Snapshotter: fmt::Debug + Send + Sync {
 
     /// Mounts an active snapshot or a view, which always is read-only. Several holders see one mount.
     async fn mount(&self, key: &SnapshotKey, read_only: bool) -> Result<Mounted, SnapshotError>;
+
+    /// Mounts an active snapshot that something will be mounted in. Where `points` are missing they may be seen, so that
+    /// nobody has to make them; they are no change. No directory is seen for their sake alone.
+    async fn mount_with(&self, key: &SnapshotKey, points: &[MountPoint]) -> Result<Mounted, SnapshotError>;
 
     /// The directory with only this snapshot's own changes, if [`Snapshotter::stacks`] and it is not a view. In overlay's format:
     /// a character device 0:0 hides what is below, `trusted.overlay.opaque` = `y` hides what is in directories below.

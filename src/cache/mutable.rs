@@ -59,6 +59,7 @@ use crate::failpoint::Failpoint;
 use crate::oci::ChainId;
 use crate::oci::DiffId;
 use crate::oci::Digest;
+use crate::snapshot::MountPoint;
 use crate::snapshot::Parents;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotKey;
@@ -350,12 +351,21 @@ impl MutableRef {
 
     /// The files, to be read and written. All who ask share one mount, which ends with the commit.
     pub async fn mount(&self) -> Result<Arc<Tree>, CacheError> {
+        self.mount_with(Vec::new()).await
+    }
+
+    /// The files, with mount points where they are missing, if that can be had: see [`Snapshotter::mount_with`]. They are
+    /// not committed. The first who mounts decides.
+    ///
+    /// [`Snapshotter::mount_with`]: crate::snapshot::Snapshotter::mount_with
+    pub async fn mount_with(&self, points: Vec<MountPoint>) -> Result<Arc<Tree>, CacheError> {
         let inner = self.inner();
         let mount = async {
             let (cache, footing) = (inner.about.cache.clone(), inner.footing.clone());
             let (tasks, snapshot) = (cache.0.tasks.clone(), Arc::clone(&inner.snapshot));
             let work = tasks.spawn("mount files", async move {
-                let mounted = cache.0.snapshots.snapshotter().mount(snapshot.key(), false).await?;
+                let snapshotter = cache.0.snapshots.snapshotter();
+                let mounted = snapshotter.mount_with(snapshot.key(), &points).await?;
                 Ok::<_, CacheError>(Arc::new(Tree::new(mounted, snapshot, footing)))
             });
             work.await?

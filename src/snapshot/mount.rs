@@ -100,8 +100,11 @@ impl Mount {
 /// The directories of an overlay mount.
 #[derive(Clone, Debug)]
 pub(super) struct Overlay {
-    /// Topmost first: two at least if there is no upper one, [`MAX_LOWER`] at most.
+    /// Topmost first.
     pub lower: Vec<PathBuf>,
+    /// Below them, and not named where the mount is listed in short. With this they are two at least if there is no upper
+    /// one, [`MAX_LOWER`] at most.
+    pub lowest: Option<PathBuf>,
     /// Where changes go, and an empty directory beside it.
     pub upper: Option<(PathBuf, PathBuf)>,
 }
@@ -110,7 +113,7 @@ impl Overlay {
     pub(super) fn describe(&self) -> Mount {
         let mut options: Vec<_> =
             OVERLAY_OPTIONS.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let lower: Vec<_> = self.lower.iter().map(|path| escape(path)).collect();
+        let lower: Vec<_> = self.lower.iter().chain(&self.lowest).map(|path| escape(path)).collect();
         options.push(format!("lowerdir={}", lower.join(":")));
         if let Some((upper, work)) = &self.upper {
             options.push(format!("upperdir={}", escape(upper)));
@@ -153,7 +156,7 @@ impl Overlay {
             Err(Errno::NOSYS) => return Err(MountFailed::NotKnown),
             other => other.map_err(io::Error::from)?,
         };
-        for (n, lower) in self.lower.iter().enumerate() {
+        for (n, lower) in self.lower.iter().chain(&self.lowest).enumerate() {
             match set_path(&context, "lowerdir+", lower) {
                 Err(Errno::INVAL) if n == 0 => return Err(MountFailed::NotKnown),
                 other => explain(&context, other)?,
@@ -183,7 +186,12 @@ impl Overlay {
     fn mount_by_names(&self, names: &Names, target: &Path) -> io::Result<()> {
         let mut options: Vec<_> =
             OVERLAY_OPTIONS.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        options.push(format!("lowerdir={}", names.list(&self.lower)?));
+        let mut lower = names.list(&self.lower)?;
+        if let Some(lowest) = &self.lowest {
+            lower.push(':');
+            lower.push_str(&escape(&names.relative(lowest)));
+        }
+        options.push(format!("lowerdir={lower}"));
         let mut flags = MountFlags::RDONLY;
         if let Some((upper, work)) = &self.upper {
             options.push(format!("upperdir={}", escape(&names.relative(upper))));

@@ -24,6 +24,7 @@ use async_trait::async_trait;
 use rustix::io::Errno;
 
 use super::Mount;
+use super::MountPoint;
 use super::Mounted;
 use super::Parents;
 use super::SnapshotError;
@@ -171,6 +172,11 @@ impl Snapshotter for NativeSnapshotter {
             Ok(Mounted::new(hold.path().to_path_buf(), tasks, hold))
         })
         .await
+    }
+
+    /// What is made in a whole tree costs no more than what would be seen.
+    async fn mount_with(&self, key: &SnapshotKey, _: &[MountPoint]) -> Result<Mounted, SnapshotError> {
+        self.mount(key, false).await
     }
 
     fn upper(&self, _: &SnapshotKey) -> Option<PathBuf> {

@@ -1,12 +1,13 @@
 //! Snapshots that share their parents' files through overlay mounts.
 //!
-//! A snapshot's directory has `fs/`, its own changes in overlay's format, and an active one `work/` beside it. A
-//! committed snapshot stands alone: which ones it was made on is forgotten. What is mounted:
+//! A snapshot's directory has `fs/`, its own changes in overlay's format, and an active one `work/` beside it, and
+//! `points/` if something is mounted in it (`points.rs`). A committed snapshot stands alone: which ones it was made on
+//! is forgotten. What is mounted:
 //!
 //! | snapshot | parents | |
 //! |---|---|---|
 //! | active | none | nothing: it is its own directory |
-//! | active | some | an overlay with `fs` as the upper directory |
+//! | active | some | an overlay with `fs` as the upper directory, and `points`, if there are any, below all others |
 //! | view | none | an empty directory, read-only |
 //! | view | some | an overlay of them and an empty directory: the lowest one may hide what is not there |
 //!
@@ -32,8 +33,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use rustix::mount::UnmountFlags;
 
 use super::Mount;
+use super::MountPoint;
 use super::Mounted;
 use super::Parents;
 use super::SnapshotError;
@@ -46,6 +49,7 @@ use super::mount::MAX_LOWER;
 use super::mount::Overlay;
 use super::mount::bind_read_only;
 use super::names::Names;
+use super::points::Points;
 use super::removal;
 use super::slot::Hold;
 use super::slot::Point;
@@ -61,6 +65,8 @@ use crate::fs::Root;
 use crate::task::Tasks;
 
 const WORK: &str = "work";
+/// A layer below all others, while it is mounted with mount points.
+const POINTS: &str = "points";
 
 /// Needs root (or `CAP_SYS_ADMIN`) and a file system that can be an upper directory. Clones are handles of the same
 /// one.
@@ -109,13 +115,33 @@ impl OverlaySnapshotter {
             }
             let [lower, upper, work, merged] = paths;
             let names = Names::new(&dir);
-            Overlay { lower: vec![lower], upper: Some((upper, work)) }.mount(&names, &merged)?;
-            rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::DETACH)
+            Overlay { lower: vec![lower], lowest: None, upper: Some((upper, work)) }
+                .mount(&names, &merged)?;
+            rustix::mount::unmount(&merged, UnmountFlags::DETACH)
                 .map_err(SnapshotError::io("unmount", &merged))
         };
         let checked = check();
         let removed = fs::remove_dir_all(&dir).map_err(SnapshotError::io("remove", &dir));
         checked.and(removed)
+    }
+
+    /// Mounts a snapshot, or finds it mounted.
+    async fn show(
+        &self,
+        key: &SnapshotKey,
+        read_only: bool,
+        points: Vec<MountPoint>,
+    ) -> Result<Mounted, SnapshotError> {
+        let (key, tasks) = (key.clone(), self.tasks.clone());
+        self.run("mount snapshot", move |inner| {
+            let (info, slot) = inner.store.hold(&key)?;
+            // A view is read-only as a whole.
+            let read_only = read_only && info.kind == SnapshotKind::Active;
+            let showing = Showing { inner, info: &info, points: &points };
+            let hold = Hold::new(&inner.store, &key, slot, &tasks, read_only, &showing)?;
+            Ok(Mounted::new(hold.path().to_path_buf(), tasks, hold))
+        })
+        .await
     }
 
     async fn run<T: Send + 'static>(
@@ -155,24 +181,22 @@ impl Inner {
         copy().map_err(SnapshotError::fs(tree))
     }
 
-    /// What to mount, if an overlay is needed.
-    fn overlay(&self, info: &SnapshotInfo) -> Result<Option<Overlay>, SnapshotError> {
+    /// What to mount, if an overlay is needed; `points`: with a layer of mount points.
+    fn overlay(&self, info: &SnapshotInfo, points: bool) -> Result<Option<Overlay>, SnapshotError> {
         if info.parents.is_empty() {
             return Ok(None);
         }
-        let lower = |limit| self.squashed.lower(&self.store, &info.parents, limit);
-        Ok(Some(match info.kind {
-            SnapshotKind::View => {
-                // The lowest one shows whatever it has, whiteouts too, unless something is below it.
-                let mut lower = lower(MAX_LOWER - 1)?;
-                lower.push(self.nothing.clone());
-                Overlay { lower, upper: None }
-            }
+        let path = self.store.path(info.kind, &info.key);
+        let (lowest, upper) = match info.kind {
+            // The lowest one shows whatever it has, whiteouts too, unless something is below it.
+            SnapshotKind::View => (Some(self.nothing.clone()), None),
             SnapshotKind::Active | SnapshotKind::Committed => {
-                let path = self.store.path(info.kind, &info.key);
-                Overlay { lower: lower(MAX_LOWER)?, upper: Some((path.join(FS), path.join(WORK))) }
+                (points.then(|| path.join(POINTS)), Some((path.join(FS), path.join(WORK))))
             }
-        }))
+        };
+        let limit = MAX_LOWER - usize::from(lowest.is_some());
+        let lower = self.squashed.lower(&self.store, &info.parents, limit)?;
+        Ok(Some(Overlay { lower, lowest, upper }))
     }
 }
 
@@ -180,22 +204,39 @@ impl Inner {
 struct Showing<'a> {
     inner: &'a Inner,
     info: &'a SnapshotInfo,
+    points: &'a [MountPoint],
 }
 
 impl Show for Showing<'_> {
     fn show(&self) -> Result<Point, SnapshotError> {
         let store = &self.inner.store;
-        let Some(overlay) = self.inner.overlay(self.info)? else {
-            return match self.info.kind {
-                SnapshotKind::View => self.show_read_only(&self.inner.nothing),
-                _ => Ok(Point::Directory(store.path(self.info.kind, &self.info.key).join(FS))),
+        let mut points = Points::among(self.points);
+        loop {
+            let Some(overlay) = self.inner.overlay(self.info, !points.is_empty())? else {
+                return match self.info.kind {
+                    SnapshotKind::View => self.show_read_only(&self.inner.nothing),
+                    _ => Ok(Point::Directory(store.path(self.info.kind, &self.info.key).join(FS))),
+                };
             };
-        };
-        if let Some((_, work)) = &overlay.upper {
-            store.discard(work)?;
-            fs::create_dir(work).map_err(SnapshotError::io("make", work))?;
+            if let Some((_, work)) = &overlay.upper {
+                self.empty(work)?;
+            }
+            if let (Some(lowest), false) = (&overlay.lowest, points.is_empty()) {
+                self.empty(lowest)?;
+                let make = || points.make(&Root::open(lowest)?);
+                make().map_err(SnapshotError::fs(lowest))?;
+            }
+            let shown = mounted(store, |target| overlay.mount(store.names(), target))?;
+            if points.is_empty() {
+                return Ok(shown);
+            }
+            let mut look = || points.settle(&Root::open(shown.path())?);
+            match look().map_err(SnapshotError::fs(shown.path())) {
+                Ok(false) => return Ok(shown),
+                // Most directories are in some layer and no links, so this is rarely mounted twice.
+                looked => unmount_at_once(shown.path()).and(looked)?,
+            };
         }
-        mounted(store, |target| overlay.mount(store.names(), target))
     }
 
     fn show_read_only(&self, whole: &Path) -> Result<Point, SnapshotError> {
@@ -203,6 +244,20 @@ impl Show for Showing<'_> {
             bind_read_only(whole, target).map_err(SnapshotError::io("mount read-only on", target))
         })
     }
+}
+
+impl Showing<'_> {
+    /// Makes an empty directory anew.
+    fn empty(&self, path: &Path) -> Result<(), SnapshotError> {
+        self.inner.store.discard(path)?;
+        fs::create_dir(path).map_err(SnapshotError::io("make", path))
+    }
+}
+
+/// Undoes a mount that nobody has seen.
+fn unmount_at_once(path: &Path) -> Result<(), SnapshotError> {
+    rustix::mount::unmount(path, UnmountFlags::DETACH).map_err(SnapshotError::io("unmount", path))?;
+    fs::remove_dir(path).map_err(SnapshotError::io("remove", path))
 }
 
 /// Moves a directory, if there is one.
@@ -254,7 +309,7 @@ impl Snapshotter for OverlaySnapshotter {
         self.run("list mounts", move |inner| {
             let info = inner.store.stat(&key)?;
             let path = inner.store.path(info.kind, &key);
-            match (inner.overlay(&info)?, info.kind) {
+            match (inner.overlay(&info, false)?, info.kind) {
                 (_, SnapshotKind::Committed) => Err(SnapshotError::WrongKind {
                     key,
                     actual: info.kind,
@@ -269,16 +324,11 @@ impl Snapshotter for OverlaySnapshotter {
     }
 
     async fn mount(&self, key: &SnapshotKey, read_only: bool) -> Result<Mounted, SnapshotError> {
-        let (key, tasks) = (key.clone(), self.tasks.clone());
-        self.run("mount snapshot", move |inner| {
-            let (info, slot) = inner.store.hold(&key)?;
-            // A view is read-only as a whole.
-            let read_only = read_only && info.kind == SnapshotKind::Active;
-            let hold =
-                Hold::new(&inner.store, &key, slot, &tasks, read_only, &Showing { inner, info: &info })?;
-            Ok(Mounted::new(hold.path().to_path_buf(), tasks, hold))
-        })
-        .await
+        self.show(key, read_only, Vec::new()).await
+    }
+
+    async fn mount_with(&self, key: &SnapshotKey, points: &[MountPoint]) -> Result<Mounted, SnapshotError> {
+        self.show(key, false, points.to_vec()).await
     }
 
     fn upper(&self, key: &SnapshotKey) -> Option<PathBuf> {
@@ -290,13 +340,15 @@ impl Snapshotter for OverlaySnapshotter {
         let (name, key) = (name.clone(), key.clone());
         let (inner, trash, committed) = self
             .run("commit snapshot", move |inner| {
-                let trash = inner.store.temporary();
-                let committed = inner.store.commit(&name, &key, |path| move_away(&path.join(WORK), &trash));
+                let trash = [WORK, POINTS].map(|name| (name, inner.store.temporary()));
+                let committed = inner.store.commit(&name, &key, |path| {
+                    trash.iter().try_for_each(|(name, trash)| move_away(&path.join(name), trash))
+                });
                 Ok((Arc::clone(inner), trash, committed))
             })
             .await?;
-        // Nobody waits for the file system that empties it.
-        let discard = move || inner.store.discard_all(&[trash]);
+        // Nobody waits for the file system that empties them.
+        let discard = move || inner.store.discard_all(trash.iter().map(|(_, trash)| trash));
         drop(self.tasks.spawn_blocking("discard a working directory", discard));
         committed
     }

@@ -16,11 +16,15 @@ use crate::cache::MutableOptions;
 use crate::cache::PruneOptions;
 use crate::cache::RefOptions;
 use crate::cache::UsageOptions;
+use crate::cache::record::ChangeSet;
+use crate::cache::record::Part;
 use crate::content::DescHandlers;
 use crate::ctx::Ctx;
 use crate::oci::DiffId;
 use crate::oci::Digest;
+use crate::snapshot::MountPoint;
 use crate::snapshot::Parents;
+use crate::snapshot::PointKind;
 
 pub(super) fn ctx() -> Ctx {
     Ctx::background()
@@ -42,7 +46,9 @@ pub(super) async fn written(
 ) -> ImmutableRef {
     let made = f.cache.create(&ctx(), parent, options).await.unwrap();
     let tree = made.mount().await.unwrap();
-    fs::write(tree.path().join(name), name).unwrap();
+    let path = tree.path().join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, name).unwrap();
     drop(tree);
     made.commit().await.unwrap()
 }
@@ -222,4 +228,21 @@ async fn a_mounted_state_is_not_committed_under_its_user() {
     assert!(matches!(made.commit().await, Err(CacheError::Busy { .. })));
     drop(tree);
     f.snapshots_settle(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_mounted_in_files_is_not_committed_with_them() {
+    let f = Fixture::new();
+    let base = written(&f, None, "etc/conf", MutableOptions::default()).await;
+    let files = f.cache.create(&ctx(), Some(&base), MutableOptions::default()).await.unwrap();
+    let points = ["/etc/hosts", "/b"].map(|path| MountPoint { path: path.into(), kind: PointKind::File });
+    let tree = files.mount_with(points.to_vec()).await.unwrap();
+    assert_eq!(names(tree.path()), ["b", "etc"]);
+    assert_eq!(names(&tree.path().join("etc")), ["conf", "hosts"]);
+    fs::write(tree.path().join("ran"), "").unwrap();
+    drop(tree);
+    let made = files.commit().await.unwrap();
+    let Some(Part { set: ChangeSet::Made(of), .. }) = made.parts().pop() else { panic!("it was made") };
+    assert_eq!(names(&f.snapshotter.upper(&of.snapshot).unwrap()), ["ran"]);
+    assert_eq!(names(made.mount(&ctx()).await.unwrap().path()), ["etc", "ran"]);
 }

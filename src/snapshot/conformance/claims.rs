@@ -8,7 +8,9 @@ use std::pin::Pin;
 
 use futures::future::join_all;
 
+use super::super::MountPoint;
 use super::super::Parents;
+use super::super::PointKind;
 use super::super::SnapshotError;
 use super::super::SnapshotKey;
 use super::super::SnapshotKind;
@@ -403,6 +405,38 @@ claims! {
         let removed = join_all((0..16).map(|_| async { s.remove(&key("same")).await })).await;
         assert_eq!(removed.iter().filter(|removed| removed.is_ok()).count(), 1, "{removed:?}");
         s.remove(&key("base")).await.expect("removed");
+        assert_eq!(site.leftovers(), [""; 0]);
+    }
+
+    async fn mount_points_are_no_change_and_bring_no_directory(site) {
+        let s = &*site.open().await;
+        commit(s, "base", &[], |root| {
+            write(root, "etc/conf", "base");
+            write(root, "etc/hosts", "base");
+        })
+        .await;
+        s.prepare(&key("new"), &on(s, &["base"])).await.expect("prepared");
+        let file = |path: &str| MountPoint { path: path.into(), kind: PointKind::File };
+        let points = ["/etc/hosts", "/etc/resolv.conf", "/b", "/missing/deep/x"].map(file);
+        let mounted = s.mount_with(&key("new"), &points).await.expect("mounted");
+        let mut all = files(mounted.path());
+        all.retain(|path| !["etc/resolv.conf=", "b="].contains(&path.as_str()));
+        assert_eq!(all, ["etc/", "etc/conf=base", "etc/hosts=base"]);
+        write(mounted.path(), "etc/new", "new");
+        mounted.unmount().await.expect("unmounted");
+        // Mounted again, without.
+        let mounted = mount(s, "new").await;
+        assert_eq!(files(mounted.path()), ["etc/", "etc/conf=base", "etc/hosts=base", "etc/new=new"]);
+        mounted.unmount().await.expect("unmounted");
+        s.commit(&key("made"), &key("new")).await.expect("committed");
+        assert_eq!(seen(s, &["base", "made"]).await, ["etc/", "etc/conf=base", "etc/hosts=base", "etc/new=new"]);
+        s.prepare(&key("alone"), &[]).await.expect("prepared");
+        let mounted = s.mount_with(&key("alone"), &points).await.expect("mounted");
+        assert_eq!(files(mounted.path()), [""; 0]);
+        mounted.unmount().await.expect("unmounted");
+        for name in ["alone", "made", "base"] {
+            s.remove(&key(name)).await.expect("removed");
+        }
         assert_eq!(site.leftovers(), [""; 0]);
     }
 

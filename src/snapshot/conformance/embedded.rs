@@ -1,15 +1,19 @@
 //! The snapshotters of this crate on each file system, and what is true of them only.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::super::MountPoint;
 use super::super::NativeSnapshotter;
 use super::super::OverlaySnapshotter;
 use super::super::Parents;
+use super::super::PointKind;
 use super::super::SnapshotError;
 use super::super::Snapshotter;
 use super::super::mount::Overlay;
@@ -260,7 +264,7 @@ async fn many_layers_have_short_names_in_the_list_of_mounts() {
     dirs.iter().for_each(|dir| fs::create_dir(dir).expect("made"));
     let [upper, work, target] = dirs;
     let lower = chain.iter().rev().map(|name| s.upper(&key(name)).expect("there")).collect();
-    let overlay = Overlay { lower, upper: Some((upper.clone(), work)) };
+    let overlay = Overlay { lower, lowest: None, upper: Some((upper.clone(), work)) };
     assert!(overlay.mount_without_names(&target));
     assert_eq!(files(&target), expected);
     write(&target, "new", "x");
@@ -307,6 +311,67 @@ async fn what_is_changed_is_in_the_upper_directory_in_a_form_that_can_be_moved()
     assert_eq!(lower, format!("{0}/committed/b/fs:{0}/committed/a/fs", root.display()));
 }
 
+#[tokio::test]
+async fn mount_points_are_seen_where_no_layer_says_anything_else() {
+    let Some(disk) = Disk::new(FileSystem::Ext4) else { return };
+    let root = disk.path().join("root");
+    let s = &OverlaySnapshotter::open(&root, Tasks::new()).expect("opened");
+    commit(s, "a", &[], |root| {
+        for file in ["etc/conf", "var/run/pid", "opt/x", "gone/x", "file"] {
+            write(root, file, "a");
+        }
+        fs::set_permissions(root.join("etc"), fs::Permissions::from_mode(0o750)).expect("permissions");
+        std::os::unix::fs::symlink("/var/run", root.join("run")).expect("a link");
+    })
+    .await;
+    commit(s, "b", &["a"], |root| {
+        fs::remove_dir_all(root.join("gone")).expect("removed");
+        fs::remove_dir_all(root.join("opt")).expect("removed");
+        write(root, "opt/y", "b");
+    })
+    .await;
+    s.prepare(&key("new"), &on(s, &["a", "b"])).await.expect("prepared");
+    let points = [
+        ("/etc/hosts", PointKind::File),
+        ("/etc/d", PointKind::Directory { mode: 0o1777 }),
+        ("/missing/d", PointKind::File),
+        ("/run/d", PointKind::File),
+        ("/opt/d", PointKind::File),
+        ("/gone/d", PointKind::File),
+        ("/file/d", PointKind::File),
+    ];
+    let points = points.map(|(path, kind)| MountPoint { path: path.into(), kind });
+    let mounted = s.mount_with(&key("new"), &points).await.expect("mounted");
+    let expected = [
+        "etc/",
+        "etc/conf=a",
+        "etc/d/",
+        "etc/hosts=",
+        "file=a",
+        "opt/",
+        "opt/y=b",
+        "run->/var/run",
+        "var/",
+        "var/run/",
+        "var/run/d=",
+        "var/run/pid=a",
+    ];
+    assert_eq!(files(mounted.path()), expected);
+    let mode = |path: &str| fs::metadata(mounted.path().join(path)).expect("it is seen").mode() & 0o7777;
+    assert_eq!(["etc", "etc/d", "etc/hosts"].map(mode), [0o750, 0o1777, 0o755]);
+    let upper = s.upper(&key("new")).expect("it stacks");
+    assert_eq!(files(&upper), [""; 0]);
+    // Without the layer itself, after a restart in mid-way.
+    std::mem::forget(mounted);
+    let s = &OverlaySnapshotter::open(&root, Tasks::new()).expect("opened");
+    s.commit(&key("made"), &key("new")).await.expect("committed");
+    assert_eq!(
+        files(&root.join("committed/made")).iter().filter(|path| !path.starts_with("meta=")).count(),
+        1
+    );
+    assert_eq!(seen(s, &["a", "b", "made"]).await, seen(s, &["a", "b"]).await);
+}
+
 #[test]
 fn a_look_whether_overlays_work_survives_its_own_death() {
     let Some(disk) = Disk::new(FileSystem::Ext4) else { return };
@@ -318,7 +383,9 @@ fn a_look_whether_overlays_work_survives_its_own_death() {
         ["lower", "upper", "work", "merged"].map(|name| root.join("overlay-check").join(name));
     [&lower, &upper, &work, &merged].into_iter().for_each(|dir| fs::create_dir_all(dir).expect("made"));
     let names = Names::new(&root.join("overlay-check"));
-    Overlay { lower: vec![lower], upper: Some((upper, work)) }.mount(&names, &merged).expect("mounted");
+    Overlay { lower: vec![lower], lowest: None, upper: Some((upper, work)) }
+        .mount(&names, &merged)
+        .expect("mounted");
     OverlaySnapshotter::supported(&root).expect("supported");
     assert_eq!(files(&root), [""; 0]);
     assert_eq!(stale::below(&root).expect("mounts"), [""; 0].map(PathBuf::from));
@@ -365,7 +432,8 @@ fn an_overlay_that_the_kernel_makes_read_only_for_want_of_space_is_refused() {
     let [lower, upper, work, merged] = ["lower", "upper", "work", "merged"].map(|name| dir.path().join(name));
     [&lower, &upper, &work, &merged].into_iter().for_each(|dir| fs::create_dir(dir).expect("made"));
     let names = Names::new(dir.path());
-    let refused = Overlay { lower: vec![lower], upper: Some((upper, work)) }.mount(&names, &merged);
+    let refused =
+        Overlay { lower: vec![lower], lowest: None, upper: Some((upper, work)) }.mount(&names, &merged);
     let below = stale::below(dir.path()).expect("mounts");
     rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).expect("unmounted");
     assert!(matches!(refused, Err(SnapshotError::NoSpace)), "{refused:?}");
