@@ -17,6 +17,7 @@ mod house;
 mod laziness;
 mod lazy_images;
 mod load;
+mod mount_points;
 mod networks;
 mod paths;
 mod ranges;

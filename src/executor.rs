@@ -51,6 +51,7 @@ pub use clip::Clip;
 pub use clip::LogLimits;
 pub use error::ExecError;
 pub use error::MountError;
+pub use hosts::OWN_FILES;
 pub use process::Exit;
 pub use process::ExtraHost;
 pub use process::Hold;

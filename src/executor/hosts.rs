@@ -13,6 +13,10 @@ use super::ExtraHost;
 /// Of a process that names none.
 pub const DEFAULT_HOSTNAME: &str = "buildkitsandbox";
 
+/// Files of the sandbox that every process sees in its root. They are mounted there.
+pub const OWN_FILES: [&str; 2] = [RESOLV_CONF, "/etc/hosts"];
+
+/// Of the host, and where the process sees its own.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// What systemd-resolved asks, behind the loopback address that it gives to programs.
 const RESOLVED_CONF: &str = "/run/systemd/resolve/resolv.conf";

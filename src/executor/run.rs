@@ -213,8 +213,8 @@ impl Sandbox {
         let mut bundle = Bundle::create(&options.directory)?;
         let root = Root::open(&process.root)
             .map_err(|error| ExecError::Invalid { reason: format!("its root: {error}") })?;
-        let dests = ["/etc/resolv.conf", "/etc/hosts"].into_iter();
-        let dests = dests.chain(process.mounts.iter().map(|mount| mount.dest.as_str()));
+        let dests =
+            hosts::OWN_FILES.into_iter().chain(process.mounts.iter().map(|mount| mount.dest.as_str()));
         let stubs = Stubs::note(&root, dests, process.remove_mount_stubs_recursive);
         let user = user::find(&root, &process.user)?;
         make_working_directory(&root, &process.cwd, Owner { uid: user.uid, gid: user.gid })?;

@@ -30,6 +30,7 @@ use super::Process;
 use super::Security;
 use super::Ulimit;
 use super::hosts::DEFAULT_HOSTNAME;
+use super::hosts::OWN_FILES;
 use super::network::Namespace;
 use super::seccomp;
 use super::security;
@@ -197,6 +198,7 @@ fn rlimit(ulimit: &Ulimit) -> Result<PosixRlimit, ExecError> {
 /// A later mount at the same place replaces an earlier one.
 fn mounts(security: Security, parts: &Parts<'_>) -> Result<Vec<Mount>, OciSpecError> {
     let access = if security == Security::Insecure { "rw" } else { "ro" };
+    let [own_resolv_conf, own_hosts] = OWN_FILES;
     let mut all = vec![
         system("/proc", "proc", "proc", "nosuid,noexec,nodev"),
         system("/dev", "tmpfs", "tmpfs", "nosuid,strictatime,mode=755,size=65536k"),
@@ -204,8 +206,8 @@ fn mounts(security: Security, parts: &Parts<'_>) -> Result<Vec<Mount>, OciSpecEr
         system("/dev/shm", "tmpfs", "shm", "nosuid,noexec,nodev,mode=1777,size=65536k"),
         system("/dev/mqueue", "mqueue", "mqueue", "nosuid,noexec,nodev"),
         system("/sys", "sysfs", "sysfs", &format!("nosuid,noexec,nodev,{access}")),
-        file("/etc/resolv.conf", parts.resolv_conf),
-        file("/etc/hosts", parts.hosts),
+        file(own_resolv_conf, parts.resolv_conf),
+        file(own_hosts, parts.hosts),
     ];
     if parts.cgroups != CgroupSupport::Missing {
         all.push(system("/sys/fs/cgroup", "cgroup", "cgroup", &format!("{access},nosuid,noexec,nodev")));

@@ -140,6 +140,18 @@ mod tests {
     }
 
     #[test]
+    fn where_nothing_is_missing_no_directory_is_listed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir_all(dir.path().join("etc")).expect("a directory");
+        fs::write(dir.path().join("etc/hosts"), "").expect("a file");
+        let root = Root::open(dir.path()).expect("a root");
+        let stubs = Stubs::note(&root, ["/etc/hosts", "/etc"].into_iter(), true);
+        assert!(stubs.missing.is_empty() && stubs.above.is_empty(), "{stubs:?}");
+        stubs.remove(&root);
+        assert!(dir.path().join("etc/hosts").exists(), "it was there before");
+    }
+
+    #[test]
     fn a_directory_in_which_something_else_changed_has_the_time_of_that() {
         let dir = tempfile::tempdir().expect("a directory");
         fs::create_dir(dir.path().join("etc")).expect("a directory");

@@ -15,6 +15,7 @@ mod cache_mount;
 mod error;
 mod key;
 mod log;
+mod points;
 mod prepare;
 mod process;
 mod secret;

@@ -20,12 +20,14 @@ use super::cache_mount::CacheMount;
 use super::cache_mount::Wanted;
 use super::key::clean;
 use super::of_input;
+use super::points::points;
 use super::secret;
 use super::ssh::AgentSocket;
 use crate::cache::CacheError;
 use crate::cache::ImmutableRef;
 use crate::cache::MutableOptions;
 use crate::cache::MutableRef;
+use crate::cache::Tree;
 use crate::ctx::Ctx;
 use crate::executor::Hold;
 use crate::executor::MountSource;
@@ -62,7 +64,6 @@ impl Prepared {
     ) -> Result<Prepared, OpError> {
         let mut cache_mounts = cache_mounts(execs, ctx, op, inputs).await?;
         extract(ctx, op, inputs).await?;
-        let root = op.mounts.iter().rposition(|mount| mount.dest == ROOT);
         let mut prepared = Prepared {
             root: PathBuf::new(),
             read_only_root: false,
@@ -74,6 +75,12 @@ impl Prepared {
         for (index, mount) in op.mounts.iter().enumerate() {
             let input = mount.input.and_then(|input| inputs.get(input).cloned().flatten());
             let source = match &mount.kind {
+                // Written even if it is read-only, as mount points are made in it, and mounted when all of these are known.
+                MountKind::Bind if mount.dest == ROOT => {
+                    let files = create(execs, ctx, op, index, input).await?;
+                    prepared.keep(mount, index, files);
+                    continue;
+                }
                 MountKind::Bind => prepared.bind(execs, ctx, op, index, input).await?,
                 MountKind::Cache { .. } => {
                     if mount.gives_output() {
@@ -96,20 +103,36 @@ impl Prepared {
                     MountSource::Socket { path }
                 }
             };
+            // The root covers it.
             if mount.dest == ROOT {
-                // A later one covers an earlier one.
-                if Some(index) == root
-                    && let MountSource::Directory { directory, .. } = source
-                {
-                    (prepared.root, prepared.read_only_root) = (directory, mount.read_only);
-                }
                 continue;
             }
             let dest = destination(&mount.dest, &op.cwd);
             prepared.mounts.push(ProcessMount { dest, source, read_only: mount.read_only });
         }
         prepared.mounts.sort_by(|a, b| a.dest.cmp(&b.dest));
+        prepared.show_root(op).await?;
         Ok(prepared)
+    }
+
+    /// Mounts the root file system: the last of them, which covers the others.
+    async fn show_root(&mut self, op: &ExecOp) -> Result<(), OpError> {
+        let Some(index) = op.mounts.iter().rposition(|mount| mount.dest == ROOT) else { return Ok(()) };
+        let points = points(op.security, &op.cwd, &self.mounts);
+        let Some(files) = self.written(index) else { return Ok(()) };
+        let tree = files.mount_with(points).await.map_err(ExecOpError::from)?;
+        (self.root, self.read_only_root) = (self.hold(tree), op.mounts[index].read_only);
+        Ok(())
+    }
+
+    /// What was made for a mount, to be written.
+    fn written(&self, index: usize) -> Option<&MutableRef> {
+        let results = self.results.iter().filter_map(|(index, outcome)| match outcome {
+            Outcome::Input(_) => None,
+            Outcome::Written(files) => Some((index, &**files)),
+        });
+        let mut all = results.chain(self.temporary.iter().map(|(index, files)| (index, files)));
+        all.find_map(|(of, files)| (*of == index).then_some(files))
     }
 
     /// The file system of a bind mount, and the output that it gives.
@@ -122,31 +145,26 @@ impl Prepared {
         input: Option<ImmutableRef>,
     ) -> Result<MountSource, OpError> {
         let mount = &op.mounts[index];
-        let is_root = mount.dest == ROOT;
-        if let (Some(input), true, false) = (&input, mount.read_only, is_root) {
+        if let (Some(input), true) = (&input, mount.read_only) {
             let tree = input.mount(ctx).await.map_err(|error| of_input(mount.input, error))?;
-            let directory = tree.path().to_path_buf();
-            self.holds.push(Hold::new(tree));
+            let directory = self.hold(tree);
             if mount.output {
                 self.results.push((index, Outcome::Input(Some(input.clone()))));
             }
             return Ok(MountSource::Directory { directory, selector: mount.selector.clone() });
         }
-        // A root is written even if it is read-only: mount points are made in it.
-        let options = MutableOptions {
-            description: format!("mount {} from exec {}", mount.dest, op.args.join(" ")),
-            ..MutableOptions::default()
-        };
-        let created = execs.cache.create(ctx, input.as_ref(), options).await;
-        let files = created.map_err(|error| of_input(mount.input, error))?;
-        let directory = self.hold(&files).await?;
+        let files = create(execs, ctx, op, index, input).await?;
+        let tree = files.mount().await.map_err(ExecOpError::from)?;
+        self.keep(mount, index, files);
+        Ok(MountSource::Directory { directory: self.hold(tree), selector: mount.selector.clone() })
+    }
+
+    fn keep(&mut self, mount: &ExecMount, index: usize, files: MutableRef) {
         if mount.output {
             self.results.push((index, Outcome::Written(Box::new(files))));
         } else {
             self.temporary.push((index, files));
         }
-        let selector = if is_root { String::new() } else { mount.selector.clone() };
-        Ok(MountSource::Directory { directory, selector })
     }
 
     async fn cache(
@@ -156,16 +174,16 @@ impl Prepared {
     ) -> Result<MountSource, OpError> {
         let files = cache_mount.files().map_err(ExecOpError::from)?;
         // The mount goes first, then the right to it.
-        let directory = self.hold(files).await?;
+        let directory = self.hold(files.mount().await.map_err(ExecOpError::from)?);
         self.holds.push(Hold::new(cache_mount.clone()));
         Ok(MountSource::Directory { directory, selector: mount.selector.clone() })
     }
 
-    async fn hold(&mut self, files: &MutableRef) -> Result<PathBuf, OpError> {
-        let tree = files.mount().await.map_err(ExecOpError::from)?;
+    /// Keeps it mounted. Returns where.
+    fn hold(&mut self, tree: Arc<Tree>) -> PathBuf {
         let directory = tree.path().to_path_buf();
         self.holds.push(Hold::new(tree));
-        Ok(directory)
+        directory
     }
 
     /// One result per output of the vertex. What the process wrote is committed.
@@ -206,12 +224,33 @@ impl Prepared {
     }
 }
 
-/// Makes the files of all inputs that are mounted, at the same time.
+/// A file system on top of the input of a mount, to be written.
+async fn create(
+    execs: &Execs,
+    ctx: &Ctx,
+    op: &ExecOp,
+    index: usize,
+    input: Option<ImmutableRef>,
+) -> Result<MutableRef, OpError> {
+    let mount = &op.mounts[index];
+    let options = MutableOptions {
+        description: format!("mount {} from exec {}", mount.dest, op.args.join(" ")),
+        ..MutableOptions::default()
+    };
+    let created = execs.cache.create(ctx, input.as_ref(), options).await;
+    created.map_err(|error| of_input(mount.input, error))
+}
+
+/// Makes the files of all inputs that are mounted, at the same time. Those of a single one are made when it is mounted.
 async fn extract(ctx: &Ctx, op: &ExecOp, inputs: &[Option<ImmutableRef>]) -> Result<(), OpError> {
-    let used = |input: &usize| op.mounts.iter().any(|mount| mount.input == Some(*input));
-    let extracts = (0..inputs.len()).filter(used).filter_map(|index| {
-        let input = inputs.get(index)?.clone()?;
-        Some(async move { input.extract(ctx).await.map_err(|error| of_input(Some(index), error)) })
+    let used = |index: &usize| op.mounts.iter().any(|mount| mount.input == Some(*index));
+    let used = inputs.iter().enumerate().filter(|(index, _)| used(index));
+    let used: Vec<_> = used.filter_map(|(index, input)| Some((index, input.as_ref()?))).collect();
+    if used.len() < 2 {
+        return Ok(());
+    }
+    let extracts = used.into_iter().map(|(index, input)| async move {
+        input.extract(ctx).await.map_err(|error| of_input(Some(index), error))
     });
     // Boxed: an extraction is a large future, and there may be several.
     let extracts: Vec<_> = extracts.map(Box::pin).collect();
