@@ -10,6 +10,7 @@ mod cli;
 mod crash;
 mod credentials;
 mod daemon;
+mod errors;
 mod faults;
 mod full;
 mod harness_tests;

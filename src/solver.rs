@@ -66,6 +66,7 @@ pub use code::words_of;
 pub use error::Cause;
 pub use error::FailedOp;
 pub use error::FrontendAsked;
+pub use error::Phase;
 pub use error::Rejected;
 pub use error::SolveError;
 pub use error::SourceLocation;

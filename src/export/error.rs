@@ -44,7 +44,7 @@ pub enum ExportError {
     TaggedByDigest { name: String },
     #[error(transparent)]
     Name(#[from] InvalidReference),
-    #[error("failed to push {name}: {source}")]
+    #[error("failed to push {name}: {}", without(name, source))]
     Push { name: String, source: PushFailure },
     #[error(transparent)]
     Fetch(#[from] FetchError),
@@ -72,6 +72,13 @@ pub enum ExportError {
     },
     #[error("cancelled")]
     Cancelled,
+}
+
+/// What went wrong with `name`, which is told already.
+fn without(name: &str, source: &PushFailure) -> String {
+    let text = source.to_string();
+    let rest = text.strip_prefix(name).and_then(|rest| rest.strip_prefix(": "));
+    rest.map(str::to_owned).unwrap_or(text)
 }
 
 impl ExportError {

@@ -270,6 +270,7 @@ mod tests {
     use std::io;
     use std::sync::Arc;
 
+    use super::super::error::Phase;
     use super::super::error::VertexError;
     use super::*;
     use crate::oci::Digest;
@@ -290,7 +291,7 @@ mod tests {
         let op = pb::Op { op: Some(pb::op::Op::Source(source)), ..pb::Op::default() };
         let description = BTreeMap::from([("llb.customname".to_owned(), "FROM x".to_owned())]);
         let op = FailedOp { bytes: op.encode_to_vec().into(), description };
-        let source = Arc::new(VertexError { vertex, name: "x".to_owned(), cause });
+        let source = Arc::new(VertexError { vertex, phase: Phase::Result, cause });
         SolveError::Vertex { source, locations, op: Some(op) }
     }
 
@@ -367,7 +368,7 @@ mod tests {
         for error in [SolveError::Cancelled, {
             let cause = Cause::Op(OpError::Cancelled);
             let vertex = VertexDigest(Digest::sha256("v"));
-            let source = Arc::new(VertexError { vertex, name: "x".to_owned(), cause });
+            let source = Arc::new(VertexError { vertex, phase: Phase::Result, cause });
             SolveError::Vertex { source, locations: Vec::new(), op: None }
         }] {
             let status = Status::from(error);

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::error::Cause;
+use super::error::Phase;
 use super::error::VertexError;
 use super::event::Effect;
 use super::event::IsGone;
@@ -35,7 +36,7 @@ impl<R: Clone> Scheduler<R> {
         let first = node.maps.is_empty();
         match (&node.state, result) {
             (VertexState::Mapping { .. }, Err(cause)) => {
-                let error = self.own_error(id, cause);
+                let error = self.own_error(id, Phase::CacheMap, cause);
                 self.fail(id, error);
             }
             (VertexState::Mapping { .. }, Ok(map)) => self.learn(id, map),
@@ -53,7 +54,7 @@ impl<R: Clone> Scheduler<R> {
         let node = &mut self.nodes[id];
         if map.inputs.len() != node.slots.len() {
             let cause = Cause::CacheMap { found: map.inputs.len(), inputs: node.slots.len() };
-            let error = self.own_error(id, cause);
+            let error = self.own_error(id, Phase::Result, cause);
             return self.fail(id, error);
         }
         node.shell.lineage.learn(map.opts.clone());
@@ -130,7 +131,7 @@ impl<R: Clone> Scheduler<R> {
                 let gone = matches!(&cause, Cause::Op(OpError::InputGone { .. }));
                 let again = cancelled || (gone && self.lose_input(id, slot));
                 if !again && self.nodes[id].error().is_none() {
-                    let error = self.own_error(id, cause);
+                    let error = self.own_error(id, Phase::Result, cause);
                     self.fail(id, error);
                 }
             }
@@ -196,7 +197,7 @@ impl<R: Clone> Scheduler<R> {
                     self.rest(id, Stage::Final);
                     return self.kick_joiners(id);
                 }
-                let error = self.own_error(id, cause);
+                let error = self.own_error(id, Phase::Result, cause);
                 self.fail(id, error);
             }
         }
@@ -252,7 +253,7 @@ impl<R: Clone> Scheduler<R> {
     pub(super) fn done(&mut self, id: NodeId) {
         let node = &self.nodes[id];
         if let (Some(output), Some(outputs)) = (node.missing_output(), node.ran) {
-            let error = self.own_error(id, Cause::Output { output, outputs });
+            let error = self.own_error(id, Phase::Result, Cause::Output { output, outputs });
             return self.fail(id, error);
         }
         self.become_(id, VertexState::Done);
@@ -261,9 +262,8 @@ impl<R: Clone> Scheduler<R> {
         self.kick_joiners(id);
     }
 
-    pub(super) fn own_error(&self, id: NodeId, cause: Cause) -> Arc<VertexError> {
-        let vertex = &self.nodes[id].shell.vertex;
-        Arc::new(VertexError { vertex: vertex.digest, name: vertex.name.clone(), cause })
+    pub(super) fn own_error(&self, id: NodeId, phase: Phase, cause: Cause) -> Arc<VertexError> {
+        Arc::new(VertexError { vertex: self.nodes[id].shell.vertex.digest, phase, cause })
     }
 
     pub(super) fn fail(&mut self, id: NodeId, error: Arc<VertexError>) {

@@ -1,6 +1,7 @@
 //! [`SolveError`]: why a solve failed, with what a client can show of it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -141,13 +142,32 @@ pub struct Rejected {
 }
 
 /// A vertex could not be solved. Every job that waits for it gets this one.
+///
+/// Its text does not name the vertex: clients know it by its digest, and show it beside.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("failed to solve {name}: {cause}")]
+#[error("{phase}{cause}")]
 pub struct VertexError {
     pub vertex: VertexDigest,
-    pub name: String,
+    pub phase: Phase,
     #[source]
     pub cause: Cause,
+}
+
+/// How far a vertex had come, in BuildKit's words before the cause.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    CacheMap,
+    /// Inputs hashed, results loaded or made: the causes say which.
+    Result,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Phase::CacheMap => f.write_str("failed to load cache key: "),
+            Phase::Result => Ok(()),
+        }
+    }
 }
 
 impl VertexError {

@@ -23,6 +23,7 @@ use super::bridge::BridgeState;
 use super::bridge::locations;
 use super::error::FailedOp;
 use super::error::FrontendAsked;
+use super::error::Phase;
 use super::error::SolveError;
 use super::error::VertexError;
 use super::event::Interest;
@@ -193,8 +194,8 @@ impl<O: Operate> Job<O> {
         for vertex in graph.inputs_first().filter(|vertex| vertex.options.ignore_cache) {
             let forgotten = self.0.solver.operate().forget_kept(vertex).await;
             forgotten.map_err(|cause| {
-                let (digest, name) = (vertex.digest, vertex.name.clone());
-                let source = Arc::new(VertexError { vertex: digest, name, cause: cause.into() });
+                let (digest, phase) = (vertex.digest, Phase::Result);
+                let source = Arc::new(VertexError { vertex: digest, phase, cause: cause.into() });
                 let locations = locations(&graph.sources, &digest);
                 SolveError::Vertex { source, locations, op: None }
             })?;

@@ -63,7 +63,7 @@ impl<R: Clone> Scheduler<R> {
                 true
             }
             VertexState::Failed { error } => {
-                let error = self.own_error(id, error.cause.clone());
+                let error = self.own_error(id, error.phase, error.cause.clone());
                 let ended = Some(Err(Arc::clone(&error)));
                 self.effects.push(Effect::Joined { shell, ended });
                 self.unjoin(id, to);

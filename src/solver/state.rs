@@ -499,13 +499,14 @@ mod tests {
     use crate::oci::Digest;
     use crate::ops::VertexDigest;
     use crate::solver::error::Cause;
+    use crate::solver::error::Phase;
 
     #[test]
     fn transitions_are_those_of_the_drawing() {
         let task = TaskNumber(1);
         let vertex = VertexDigest(Digest::sha256("v"));
         let cause = Cause::Output { output: 1, outputs: 1 };
-        let error = Arc::new(VertexError { vertex, name: String::new(), cause });
+        let error = Arc::new(VertexError { vertex, phase: Phase::Result, cause });
         let states = [
             ("new", VertexState::New),
             ("mapping", VertexState::Mapping { task }),
