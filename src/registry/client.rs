@@ -32,6 +32,7 @@ use super::route::Route;
 use super::scope::Scopes;
 use super::tls::Clients;
 use super::token::Tokens;
+use super::transport::Breach;
 use super::transport::Broken;
 use super::transport::Outgoing;
 use crate::ctx::Ctx;
@@ -134,9 +135,12 @@ impl Shared {
             };
             let Begun { response, session } = match sent {
                 Ok(begun) => begun,
-                Err(error) if is_not_tls(&error) && endpoint.fall_back_to_plain() => continue,
+                Err(error) if Broken::kind_of(&error) == Breach::NotTls && endpoint.fall_back_to_plain() => {
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
+            endpoint.answered();
             // Who we are is found out without a place that others wait for.
             let pass = Some(pass).filter(|_| !response.status().is_client_error());
             // Another address was asked in our place and said nothing about who we are here.
@@ -191,13 +195,4 @@ pub(super) fn place(repository: &Repository, subject: String, endpoint: Option<&
         subject,
         mirror: mirror.unwrap_or_default(),
     })
-}
-
-fn is_not_tls(error: &RegistryError) -> bool {
-    match error {
-        RegistryError::Unreachable { cause, .. } => {
-            cause.downcast_ref::<Broken>().is_some_and(|broken| broken.not_tls)
-        }
-        _ => false,
-    }
 }

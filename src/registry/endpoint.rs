@@ -18,10 +18,12 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use reqwest::Url;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::HostConfig;
 use super::RegistryConfig;
@@ -70,12 +72,16 @@ pub(super) struct Endpoint {
 #[derive(Debug)]
 struct Learned {
     mode: Mode,
+    answered: Option<Instant>,
     /// What challenges asked for instead of the scopes that we would ask for.
     scopes: HashMap<Scopes, Scopes>,
 }
 
 /// Hosts remembered before idle ones are forgotten: names come from build definitions.
 const MAX_HOSTS: usize = 1024;
+
+/// How long somebody who answered is known to be there.
+const LATELY: Duration = Duration::from_secs(3600);
 
 /// Scopes remembered at most; beyond them challenges simply come again.
 const MAX_LEARNED_SCOPES: usize = 1024;
@@ -166,6 +172,16 @@ impl Endpoint {
         self.learned().mode = mode;
     }
 
+    /// A reply came from it, or from where it led.
+    pub fn answered(&self) {
+        self.learned().answered = Some(Instant::now());
+    }
+
+    /// True if it answered a short while ago: what is wrong with it now will pass.
+    pub fn is_known(&self) -> bool {
+        self.learned().answered.is_some_and(|at| at.elapsed() < LATELY)
+    }
+
     /// It answered without credentials.
     pub fn learn_open(&self) {
         let mut learned = self.learned();
@@ -219,7 +235,7 @@ impl Endpoint {
             scheme,
             plain: AtomicBool::new(false),
             tls: Arc::new(TlsSettings::of(config)),
-            learned: Mutex::new(Learned { mode: Mode::Unknown, scopes: HashMap::new() }),
+            learned: Mutex::new(Learned { mode: Mode::Unknown, answered: None, scopes: HashMap::new() }),
             scout: Arc::new(Semaphore::new(1)),
         }
     }

@@ -5,6 +5,10 @@
 //!      └────────────┴───────────┴── each on a transient failure; a final answer takes a mirror off
 //!                                   the route, and the host's own ends it
 //! ```
+//!
+//! A name that stands for no address is final. So is, after one quick try more, a round in which nobody but strangers
+//! was asked and each of them refused the connection: that is what a typo gives, and a registry that restarts has
+//! answered before.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +17,15 @@ use super::Place;
 use super::RegistryError;
 use super::RetryPolicy;
 use super::endpoint::Endpoint;
+use super::transport::Breach;
+use super::transport::Broken;
 use crate::ctx::Ctx;
 
 /// Bytes that count as progress: what delivers them may fail again and be tried again.
 const PROGRESS: u64 = 1 << 20;
+
+/// The pause before strangers are tried once more.
+const QUICK: Duration = Duration::from_millis(250);
 
 /// One operation's way over the endpoints of a host.
 #[derive(Debug)]
@@ -30,6 +39,8 @@ pub(super) struct Route {
     rounds: u32,
     /// The longest `Retry-After` of this round.
     retry_after: Option<Duration>,
+    /// All that failed in this round was the connection to somebody unknown.
+    strangers: bool,
     /// What to fail with, and whether the host itself said it: its word counts more than a mirror's.
     error: Option<(bool, RegistryError)>,
     /// Bytes since the last failure.
@@ -46,6 +57,7 @@ impl Route {
             next: 0,
             rounds: 0,
             retry_after: None,
+            strangers: true,
             error: None,
             progress: 0,
             outlives_host: false,
@@ -71,6 +83,7 @@ impl Route {
             self.rounds += 1;
             self.next = 0;
             self.retry_after = None;
+            self.strangers = true;
         }
         Ok(Arc::clone(&self.endpoints[self.next]))
     }
@@ -90,7 +103,9 @@ impl Route {
         }
         self.progress = 0;
         let is_host = !self.endpoints[self.next].is_mirror();
-        if error.is_transient() {
+        let kind = Broken::kind_of(&error);
+        if error.is_transient() && kind != Breach::NoSuchName {
+            self.strangers &= kind == Breach::Refused && !self.endpoints[self.next].is_known();
             self.retry_after = self.retry_after.max(error.retry_after());
             self.next += 1;
         } else {
@@ -122,8 +137,12 @@ impl Route {
             return Err(RegistryError::Protocol { place: Arc::clone(place), problem });
         }
         let asked = self.retry_after.unwrap_or_default();
-        if self.rounds >= self.policy.retries || asked > self.policy.longest_wait {
+        let retries = if self.strangers { self.policy.retries.min(1) } else { self.policy.retries };
+        if self.rounds >= retries || asked > self.policy.longest_wait {
             return Err(self.take_error());
+        }
+        if self.strangers {
+            return Ok(self.policy.base.min(QUICK));
         }
         Ok(self.policy.base.saturating_mul(1 << self.rounds.min(16)).max(asked))
     }
@@ -187,6 +206,32 @@ mod tests {
         let (asked, error) = run(route(&[]), |_, _| busy(None)).await;
         assert_eq!(list(&asked), [("host", 0), ("host", 1), ("host", 3), ("host", 7)]);
         assert!(matches!(error, RegistryError::Server { .. }));
+    }
+
+    fn unreachable(kind: Breach) -> RegistryError {
+        let cause = Arc::new(Broken::for_test(kind));
+        RegistryError::Unreachable { place: place(), address: "r".into(), cause }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_does_not_exist_is_final_and_a_stranger_that_refuses_is_asked_once_more() {
+        let tries = async |route: Route, kind| run(route, |_, _| unreachable(kind)).await.0.len();
+        assert_eq!(tries(route(&[]), Breach::NoSuchName).await, 1);
+        assert_eq!(
+            tries(route(&["m1", "m2"]), Breach::NoSuchName).await,
+            3,
+            "a mirror's name is not the host's"
+        );
+        let begun = Instant::now();
+        assert_eq!(tries(route(&[]), Breach::Refused).await, 2);
+        assert!(begun.elapsed() <= QUICK);
+        assert_eq!(tries(route(&["m"]), Breach::Refused).await, 4);
+        assert_eq!(tries(route(&[]), Breach::Other).await, 4);
+        let known = route(&[]);
+        known.endpoints[0].answered();
+        assert_eq!(tries(known, Breach::Refused).await, 4, "it was there");
+        let one_busy = |name: &str, _| if name == "m" { busy(None) } else { unreachable(Breach::Refused) };
+        assert_eq!(run(route(&["m"]), one_busy).await.0.len(), 8, "somebody is there");
     }
 
     #[tokio::test(start_paused = true)]

@@ -231,24 +231,66 @@ pub(super) enum Interrupted {
 #[derive(Clone, Debug)]
 pub(super) struct Broken {
     text: String,
-    /// What answered does not speak TLS, or nothing listens at the default port for it.
-    pub not_tls: bool,
+    pub kind: Breach,
 }
+
+/// What a failed connection tells of the other side.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Breach {
+    /// What answered does not speak TLS, or nothing listens at the default port for it.
+    NotTls,
+    /// Its name stands for no address.
+    NoSuchName,
+    /// Nobody listens.
+    Refused,
+    Other,
+}
+
+/// How the resolvers of glibc and musl say that a name does not exist, and not that they could not find out.
+const NO_SUCH_NAME: [&str; 4] = [
+    "Name or service not known",
+    "No address associated with hostname",
+    "Name does not resolve",
+    "Name has no usable address",
+];
 
 impl Broken {
     pub fn of(error: reqwest::Error) -> Broken {
         let error = error.without_url();
-        let (mut texts, mut not_tls) = (Vec::<String>::new(), false);
+        let (mut texts, mut kind) = (Vec::<String>::new(), Breach::Other);
         let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
         while let Some(error) = cause {
             let text = error.to_string();
             if !texts.iter().any(|known| known.contains(&text)) {
                 texts.push(text);
             }
-            not_tls |= is_not_tls(error);
+            if kind == Breach::Other {
+                kind = Breach::of(error);
+            }
             cause = error.source();
         }
-        Broken { text: texts.join(": "), not_tls }
+        Broken { text: texts.join(": "), kind }
+    }
+
+    /// What the cause of an unreachable registry tells.
+    pub fn kind_of(error: &RegistryError) -> Breach {
+        let RegistryError::Unreachable { cause, .. } = error else { return Breach::Other };
+        cause.downcast_ref::<Broken>().map_or(Breach::Other, |broken| broken.kind)
+    }
+}
+
+impl Breach {
+    fn of(error: &(dyn Error + 'static)) -> Breach {
+        if is_not_tls(error) {
+            return Breach::NotTls;
+        }
+        match error.downcast_ref::<io::Error>() {
+            Some(error) if error.kind() == io::ErrorKind::ConnectionRefused => Breach::Refused,
+            Some(error) if NO_SUCH_NAME.iter().any(|text| error.to_string().ends_with(text)) => {
+                Breach::NoSuchName
+            }
+            _ => Breach::Other,
+        }
     }
 }
 
@@ -259,6 +301,13 @@ fn is_not_tls(error: &(dyn Error + 'static)) -> bool {
         // The error inside is not among the sources of an I/O error.
         (None, Some(error)) => error.get_ref().is_some_and(|inner| is_not_tls(inner)),
         (None, None) => false,
+    }
+}
+
+#[cfg(test)]
+impl Broken {
+    pub fn for_test(kind: Breach) -> Broken {
+        Broken { text: "broken".to_owned(), kind }
     }
 }
 
@@ -398,6 +447,25 @@ mod tests {
             assert_eq!(explain(document.as_bytes()), reason);
         }
         assert_eq!(explain(&[b'x'; 5000]).len(), MAX_REASON_CHARACTERS);
+    }
+
+    #[test]
+    fn a_resolver_says_whether_it_knows_that_there_is_no_such_name() {
+        let of = |text: &str| {
+            Breach::of(&io::Error::other(format!("failed to lookup address information: {text}")))
+        };
+        assert_eq!(of("Name or service not known"), Breach::NoSuchName);
+        assert_eq!(of("Name does not resolve"), Breach::NoSuchName);
+        assert_eq!(of("Temporary failure in name resolution"), Breach::Other);
+    }
+
+    #[tokio::test]
+    async fn a_port_where_nobody_listens_refuses() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let url: Url = format!("http://127.0.0.1:{port}/").parse().unwrap();
+        let clients = super::super::tls::Clients::new(Default::default(), crate::task::Tasks::new());
+        let client = clients.get(&TlsSettings::default(), &url).await.unwrap();
+        assert_eq!(Broken::of(client.get(url).send().await.unwrap_err()).kind, Breach::Refused);
     }
 
     #[test]
