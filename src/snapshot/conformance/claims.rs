@@ -430,7 +430,7 @@ claims! {
         mounted.unmount().await.expect("unmounted");
         s.commit(&key("made"), &key("new")).await.expect("committed");
         assert_eq!(seen(s, &["base", "made"]).await, ["etc/", "etc/conf=base", "etc/hosts=base", "etc/new=new"]);
-        s.prepare(&key("alone"), &[]).await.expect("prepared");
+        s.prepare(&key("alone"), &Parents::default()).await.expect("prepared");
         let mounted = s.mount_with(&key("alone"), &points).await.expect("mounted");
         assert_eq!(files(mounted.path()), [""; 0]);
         mounted.unmount().await.expect("unmounted");

@@ -67,10 +67,10 @@ impl Unsettled {
                 continue;
             }
             if meta.is_dir() {
-                match overlays(&entry.xattrs()?, "opaque").is_some_and(|mark| mark == b"y") {
-                    true => found.opaque.push(path),
-                    false => bare = Some((path, meta)),
+                if overlays(&entry.xattrs()?, "opaque").is_some_and(|mark| mark == b"y") {
+                    found.opaque.push(path.clone());
                 }
+                bare = Some((path, meta));
             } else if meta.kind == Kind::Socket || !window.contains(&meta.mtime) {
                 found.doubtful.push((path, meta));
             }
@@ -113,8 +113,13 @@ pub fn leave_what_changed(upper: &Root, lower: &Root, unsettled: &Unsettled) -> 
         }
     }
     for (path, meta) in same.into_iter().rev() {
-        // A further name of a file that stays is one of its names.
-        if meta.is_dir() || names.get(&inode(meta)) == Some(&meta.nlink) {
+        let is_all = match meta.is_dir() {
+            // One that was opaque may have whiteouts now.
+            true => upper.read_dir(path)?.is_empty(),
+            // A further name of a file that stays is one of its names.
+            false => names.get(&inode(meta)) == Some(&meta.nlink),
+        };
+        if is_all {
             take_out(upper, lower, path)?;
         }
     }
