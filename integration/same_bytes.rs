@@ -212,6 +212,55 @@ async fn archives_equal_those_of_buildkitd() {
     assert_eq!(found[1].len(), 4, "two layers, the config and the manifest");
 }
 
+/// The manifest that a build pushes, and its layers unpacked.
+async fn pushed(
+    client: &Client,
+    registry: &TestRegistry,
+    state: &State,
+    attributes: &[(&str, &str)],
+) -> (serde_json::Value, Vec<Vec<u8>>) {
+    let to = registry.reference("out", "pushed");
+    let attributes = [&[("name", to.as_str()), ("push", "true")], attributes].concat();
+    let build = Build::of(state).export("image", &attributes);
+    client.start(build).await.finish().await.success();
+    let manifest = registry.manifest("out", "pushed").expect("the image arrived");
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest.bytes).expect("JSON");
+    let layers = manifest["layers"].as_array().expect("layers").iter().map(|layer| {
+        let blob = registry.blob("out", layer["digest"].as_str().expect("a digest"));
+        let mut bytes = Vec::new();
+        let blob = blob.expect("it arrived").to_bytes();
+        thunk::archive::Decoder::new(&blob[..]).read_to_end(&mut bytes).expect("it is unpacked");
+        bytes
+    });
+    let layers = layers.collect();
+    (manifest, layers)
+}
+
+/// Docker's name for zstd was refused, which there is one for.
+#[tokio::test(flavor = "multi_thread")]
+async fn zstd_goes_under_dockers_manifest_as_well() {
+    let Some(buildkitd) = Buildkitd::start("") else { return };
+    let daemon = Daemon::start();
+    let (theirs, ours) = (Client::at(buildkitd.socket()).await, Client::connect(&daemon).await);
+    let registry = TestRegistry::open();
+    let made = llb::file(None, None, &Action::MkFile { path: "/small", data: b"small\n" });
+    let attributes = [("compression", "zstd"), ("oci-mediatypes", "false")];
+    let mut types = Vec::new();
+    for client in [&theirs, &ours] {
+        let (manifest, layers) = pushed(client, &registry, &made, &attributes).await;
+        types.push((manifest["mediaType"].clone(), manifest["layers"][0]["mediaType"].clone()));
+        assert_eq!(layers.len(), 1);
+    }
+    assert_eq!(types[1], types[0]);
+    assert_eq!(types[1].1, "application/vnd.docker.image.rootfs.diff.tar.zstd");
+    for kind in ["oci", "docker"] {
+        let attributes = [&[("name", "small")], &attributes[..]].concat();
+        let build = Build::of(&made).export(kind, &attributes).attach(Attachables::default().files());
+        let outcome = ours.start(build).await.finish().await.success();
+        assert!(outcome.session.received(0).expect("an archive").whole, "{kind}");
+    }
+}
+
 /// What the topmost layer of a result has. The times are those of the moment.
 async fn top_entries(client: &Client, registry: &TestRegistry, state: &State) -> Vec<String> {
     let to = registry.reference("out", "entries");

@@ -71,7 +71,7 @@ impl Compression {
 
     /// True if only OCI has a media type for it.
     fn needs_oci(self) -> bool {
-        matches!(self, Compression::Estargz | Compression::Zstd)
+        self == Compression::Estargz
     }
 }
 
@@ -256,7 +256,7 @@ mod tests {
             &[("source-date-epoch", "soon")],
             &[("source-date-epoch", "9999999999999999")],
             &[("annotation-foo.x", "y")],
-            &[("oci-mediatypes", "false"), ("compression", "zstd")],
+            &[("oci-mediatypes", "false"), ("compression", "estargz")],
             &[("oci-mediatypes", "false"), ("oci-artifact", "true")],
         ] {
             assert!(parse(attributes).is_err(), "{attributes:?}");
@@ -276,7 +276,7 @@ mod tests {
         let (mut options, _) = parse(&[]).unwrap();
         options.settle(true, true).unwrap();
         assert!(options.is_oci() && options.oci_artifact == Some(true));
-        let (mut options, _) = parse(&[("compression", "zstd")]).unwrap();
+        let (mut options, _) = parse(&[("compression", "estargz")]).unwrap();
         assert!(options.settle(false, false).is_err(), "Docker has no media type for it");
     }
 }
