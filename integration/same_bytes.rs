@@ -261,6 +261,53 @@ async fn zstd_goes_under_dockers_manifest_as_well() {
     }
 }
 
+/// Names were cleaned on the way, and nothing said that a layer was rewritten.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_with_rewritten_times_equal_those_of_buildkitd() {
+    let Some(buildkitd) = Buildkitd::start("") else { return };
+    let daemon = Daemon::start();
+    let (theirs, ours) = (Client::at(buildkitd.socket()).await, Client::connect(&daemon).await);
+    let registry = TestRegistry::open();
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, kind) in [
+        (&b"./"[..], tar::EntryType::Directory),
+        (b"./dev/", tar::EntryType::Directory),
+        (b"./dev/null", tar::EntryType::Fifo),
+    ] {
+        let mut header = tar::Header::new_ustar();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name);
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(7);
+        header.set_size(0);
+        header.set_cksum();
+        archive.append(&header, std::io::empty()).expect("tar to memory");
+    }
+    let spelled = Layer::gzip(archive.into_inner().expect("tar to memory"));
+    registry.put_image("base", "v1", &Image::of([spelled, Layer::tree(&[("etc/", ""), ("etc/conf", "2")])]));
+    let made = llb::file(
+        Some(&llb::image(registry.reference("base", "v1"))),
+        None,
+        &Action::MkFile { path: "/small", data: b"small\n" },
+    );
+    let attributes = [
+        ("rewrite-timestamp", "true"),
+        ("source-date-epoch", "1"),
+        ("compression", "uncompressed"),
+        ("force-compression", "true"),
+    ];
+    let (their_manifest, their_layers) = pushed(&theirs, &registry, &made, &attributes).await;
+    let (manifest, layers) = pushed(&ours, &registry, &made, &attributes).await;
+    assert_eq!(layers.len(), 3);
+    for (index, (ours, theirs)) in layers.iter().zip(&their_layers).enumerate() {
+        assert!(ours == theirs, "layer {index} differs");
+    }
+    assert_eq!(manifest["layers"], their_manifest["layers"]);
+    assert_eq!(manifest["layers"][0]["annotations"]["buildkit/rewritten-timestamp"], "1");
+}
+
 /// What the topmost layer of a result has. The times are those of the moment.
 async fn top_entries(client: &Client, registry: &TestRegistry, state: &State) -> Vec<String> {
     let to = registry.reference("out", "entries");

@@ -10,14 +10,17 @@ use super::Reader;
 use super::Writer;
 
 /// Copies an uncompressed archive; what is later than `epoch`, in seconds since 1970, becomes that. Everything
-/// else that an [`Entry`](super::Entry) holds stays; holes of sparse files are written out.
+/// else that an [`Entry`](super::Entry) holds stays, and names as they are spelled; holes of sparse files are written
+/// out.
 pub fn clamp_times(source: impl Read, epoch: i64, out: impl Write) -> Result<(), ArchiveError> {
     let mut reader = Reader::new(source);
     let mut writer = Writer::new(out);
     while let Some(mut entry) = reader.next_entry()? {
         entry.mtime = entry.mtime.min((epoch, 0));
         let size = if entry.kind == EntryKind::File { entry.size } else { 0 };
-        writer.append(&entry, FileData { reader: &mut reader, size, at: 0, chunk: Vec::new(), start: 0 })?;
+        let spelling = reader.spelling().clone();
+        let data = FileData { reader: &mut reader, size, at: 0, chunk: Vec::new(), start: 0 };
+        writer.append_as(&entry, Some(&spelling), data)?;
     }
     writer.finish()?;
     reader.finish()?;
@@ -124,6 +127,42 @@ mod tests {
         let mut again = Vec::new();
         clamp_times(clamped.as_slice(), 100, &mut again).unwrap();
         assert_eq!(again, clamped, "what needs no change stays as it was written");
+    }
+
+    /// Names were written without `./`, and modes without the kind that Docker's archives note in them.
+    #[test]
+    fn names_and_modes_stay_as_they_are_spelled() {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut member = |name: &[u8], kind: tar::EntryType, mode: u32, link: &[u8]| {
+            let mut header = tar::Header::new_ustar();
+            header.as_old_mut().name[..name.len()].copy_from_slice(name);
+            header.as_old_mut().linkname[..link.len()].copy_from_slice(link);
+            header.set_entry_type(kind);
+            header.set_mode(mode);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(7);
+            header.set_size(0);
+            // As Go writes them.
+            header.as_ustar_mut().expect("ustar").dev_major = *b"0000000\0";
+            header.as_ustar_mut().expect("ustar").dev_minor = *b"0000000\0";
+            header.set_cksum();
+            archive.append(&header, io::empty()).unwrap();
+        };
+        member(b"./", tar::EntryType::Directory, 0o40755, b"");
+        member(b"./dev/", tar::EntryType::Directory, 0o40755, b"");
+        member(b"./dev/file", tar::EntryType::Regular, 0o100644, b"");
+        member(b"dev//same", tar::EntryType::Link, 0o100644, b"./dev/file");
+        member(b"bare", tar::EntryType::Directory, 0o755, b"");
+        let mut archive = archive.into_inner().unwrap();
+        for header in archive.chunks_mut(512).take(5) {
+            let sum = String::from_utf8(header[148..155].to_vec()).unwrap();
+            let sum = u32::from_str_radix(&sum, 8).unwrap();
+            header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+        let mut clamped = Vec::new();
+        clamp_times(archive.as_slice(), 100, &mut clamped).unwrap();
+        assert!(clamped == archive, "nothing is later, so nothing changes");
     }
 
     #[test]

@@ -78,8 +78,14 @@ impl<'a> Raw<'a> {
     }
 
     pub(super) fn mode(&self) -> Result<u32, ArchiveError> {
+        Ok(self.all_of_mode()? & 0o7777)
+    }
+
+    /// With the bits beyond permissions, where some archivers note the kind.
+    pub(super) fn all_of_mode(&self) -> Result<u32, ArchiveError> {
         let mode = number(&self.block[100..108]).ok_or_else(|| self.wrong("the mode is no number"))?;
-        Ok((mode & 0o7777) as u32)
+        // Beyond the bits that the field has in octal there is nothing that anybody has given a meaning.
+        Ok((mode & 0o777_7777) as u32)
     }
 
     pub(super) fn uid(&self) -> Result<u64, ArchiveError> {

@@ -57,7 +57,17 @@ pub struct Reader<R> {
     /// Logical sizes of the files so far.
     logical: u64,
     header_offset: u64,
+    spelling: Spelling,
     ended: bool,
+}
+
+/// How a header spells what an [`Entry`] has cleaned.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Spelling {
+    pub(super) name: Vec<u8>,
+    pub(super) link: Vec<u8>,
+    /// With all of its bits.
+    pub(super) mode: u32,
 }
 
 /// What is left of the current entry's data.
@@ -100,6 +110,7 @@ impl<R: Read> Reader<R> {
             entries: 0,
             logical: 0,
             header_offset: 0,
+            spelling: Spelling::default(),
             ended: false,
         }
     }
@@ -141,6 +152,11 @@ impl<R: Read> Reader<R> {
                 _ => return self.entry(&raw, ahead).map(Some),
             }
         }
+    }
+
+    /// How the current entry's header spells it.
+    pub(super) fn spelling(&self) -> &Spelling {
+        &self.spelling
     }
 
     /// The next bytes of the current file that the archive holds, without copying; holes of a sparse
@@ -228,6 +244,9 @@ impl<R: Read> Reader<R> {
         let sparse_name = if sparse == Sparse::No { None } else { text(b"GNU.sparse.name") };
         let name = ahead.name.or(sparse_name).or_else(|| text(pax::PATH)).unwrap_or_else(|| raw.name());
         let link = ahead.link.or_else(|| text(pax::LINK)).unwrap_or_else(|| raw.link());
+        self.spelling.name.clone_from(&name);
+        self.spelling.link.clone_from(&link);
+        self.spelling.mode = raw.all_of_mode()?;
         let mut stored = 0;
         let kind = match raw.flag() {
             b'0' | 0 | b'7' | b'S' => {

@@ -13,6 +13,7 @@ use super::header::BLOCK;
 use super::header::Fields;
 use super::header::fits;
 use super::pax;
+use super::reader::Spelling;
 
 /// Bytes that are copied at once.
 const BUFFER: usize = 64 << 10;
@@ -32,8 +33,18 @@ impl<W: Write> Writer<W> {
 
     /// Appends an entry. `data` gives a file's `entry.size` bytes and is not read for other kinds. After
     /// an error the archive is unusable.
-    pub fn append(&mut self, entry: &Entry, mut data: impl Read) -> Result<(), ArchiveError> {
-        let header = encode(entry)?;
+    pub fn append(&mut self, entry: &Entry, data: impl Read) -> Result<(), ArchiveError> {
+        self.append_as(entry, None, data)
+    }
+
+    /// As [`Writer::append`], spelled as it was where it comes from.
+    pub(super) fn append_as(
+        &mut self,
+        entry: &Entry,
+        spelling: Option<&Spelling>,
+        mut data: impl Read,
+    ) -> Result<(), ArchiveError> {
+        let header = encode(entry, spelling)?;
         self.put(&header)?;
         if entry.kind != EntryKind::File {
             return Ok(());
@@ -82,10 +93,13 @@ fn wrong_size(entry: &Entry, actual: u64) -> ArchiveError {
 }
 
 /// All blocks that come before an entry's data.
-fn encode(entry: &Entry) -> Result<Vec<u8>, ArchiveError> {
+fn encode(entry: &Entry, spelling: Option<&Spelling>) -> Result<Vec<u8>, ArchiveError> {
     let unrepresentable = |field| ArchiveError::Unrepresentable { path: entry.path.clone(), field };
-    let mut name = entry.path.clone();
-    if entry.kind == EntryKind::Dir {
+    let mut name = spelling.map_or_else(|| entry.path.clone(), |spelling| spelling.name.clone());
+    let mode = spelling.map_or(entry.mode, |spelling| spelling.mode);
+    if spelling.is_some() {
+        // It was read so, and can be read again.
+    } else if entry.kind == EntryKind::Dir {
         if name.is_empty() {
             name.push(b'.');
         }
@@ -95,7 +109,9 @@ fn encode(entry: &Entry) -> Result<Vec<u8>, ArchiveError> {
     }
     let (flag, link, device): (u8, &[u8], _) = match &entry.kind {
         EntryKind::File => (b'0', &[], (0, 0)),
-        EntryKind::Hardlink { target } => (b'1', target, (0, 0)),
+        EntryKind::Hardlink { target } => {
+            (b'1', spelling.map_or(target.as_slice(), |spelling| &spelling.link), (0, 0))
+        }
         EntryKind::Symlink { target } => (b'2', target, (0, 0)),
         EntryKind::CharDevice { major, minor } => (b'3', &[], (*major, *minor)),
         EntryKind::BlockDevice { major, minor } => (b'4', &[], (*major, *minor)),
@@ -105,7 +121,7 @@ fn encode(entry: &Entry) -> Result<Vec<u8>, ArchiveError> {
     let size = if entry.kind == EntryKind::File { entry.size } else { 0 };
     let (seconds, nanos) = entry.mtime;
     // No record can hold these.
-    if entry.mode > 0o7777 {
+    if entry.mode > 0o7777 || !fits(mode.into(), 8) {
         return Err(unrepresentable("mode"));
     }
     if !fits(device.0.into(), 8) || !fits(device.1.into(), 8) {
@@ -154,11 +170,12 @@ fn encode(entry: &Entry) -> Result<Vec<u8>, ArchiveError> {
     }
 
     let mut out = Vec::with_capacity(BLOCK);
+    let ends_in_slash = name.ends_with(b"/");
     let ascii = |text: &[u8]| if needed { to_ascii(text) } else { text.to_vec() };
     let (name, link, uname, gname) = (ascii(&name), ascii(link), ascii(&entry.uname), ascii(&entry.gname));
     let mut fields = Fields {
         name: &name,
-        mode: entry.mode,
+        mode,
         uid: entry.uid,
         gid: entry.gid,
         size,
@@ -171,7 +188,7 @@ fn encode(entry: &Entry) -> Result<Vec<u8>, ArchiveError> {
         ..Fields::default()
     };
     if needed {
-        push_extended(&mut out, entry, &records);
+        push_extended(&mut out, entry, ends_in_slash, &records);
     } else if let Some(at) = split {
         (fields.prefix, fields.name) = (&name[..at], &name[at + 1..]);
     }
@@ -180,14 +197,19 @@ fn encode(entry: &Entry) -> Result<Vec<u8>, ArchiveError> {
 }
 
 /// The pax header: a block of its own, whose name nobody needs, and the records.
-fn push_extended(out: &mut Vec<u8>, entry: &Entry, records: &BTreeMap<Vec<u8>, Vec<u8>>) {
+fn push_extended(
+    out: &mut Vec<u8>,
+    entry: &Entry,
+    ends_in_slash: bool,
+    records: &BTreeMap<Vec<u8>, Vec<u8>>,
+) {
     let mut text = Vec::new();
     for (key, value) in records {
         pax::push(&mut text, key, value);
     }
-    // A directory's name ends in a slash, so that its own name counts as the place.
+    // Of a name that ends in a slash all counts as the place.
     let (place, name) = match entry.path.iter().rposition(|&b| b == b'/') {
-        _ if entry.kind == EntryKind::Dir => (entry.path.as_slice(), &[][..]),
+        _ if ends_in_slash => (entry.path.as_slice(), &[][..]),
         Some(at) => (&entry.path[..at], &entry.path[at + 1..]),
         None => (&[][..], entry.path.as_slice()),
     };

@@ -41,9 +41,12 @@ use crate::oci::Digest;
 use crate::oci::media_type;
 use crate::task::Tasks;
 
-/// The annotations of a layer that say how it can be read, and are therefore kept.
-const KEPT_ANNOTATIONS: [&str; 2] =
-    ["containerd.io/snapshot/stargz/toc.digest", "io.containers.estargz.uncompressed-size"];
+/// Says that no time in a layer is later than its value, in seconds since 1970.
+const REWRITTEN: &str = "buildkit/rewritten-timestamp";
+
+/// The annotations of a layer that say how it can be read, or what was made of it, and are therefore kept.
+const KEPT_ANNOTATIONS: [&str; 3] =
+    ["containerd.io/snapshot/stargz/toc.digest", "io.containers.estargz.uncompressed-size", REWRITTEN];
 
 /// A document that was made here.
 #[derive(Clone, Debug)]
@@ -219,7 +222,13 @@ async fn layers_of(
         epoch,
         kept,
     };
-    Ok(reference.layers_as_they_grow(ctx, &wanted, on_packing).await?)
+    let mut layers = reference.layers_as_they_grow(ctx, &wanted, on_packing).await?;
+    if let Some(epoch) = epoch {
+        for layer in layers.iter_mut().skip(kept) {
+            layer.blob.annotations.insert(REWRITTEN.to_owned(), epoch.as_second().to_string());
+        }
+    }
+    Ok(layers)
 }
 
 fn part(
