@@ -131,7 +131,8 @@ impl Bundle {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let root = rustix::fs::open(directory, flags | OFlags::DIRECTORY, Mode::empty())
             .map_err(failed("open its directory"))?;
-        let found = resolve(&root, selector).map_err(failed("find its selector"))?;
+        let found = resolve(&root, selector)
+            .map_err(|source| MountError::Selector { selector: selector.to_owned(), source })?;
         let meta = rustix::fs::fstat(&found).map_err(failed("look at its selector"))?;
         self.shows = true;
         let target = self.next("mount");
@@ -295,7 +296,7 @@ mod tests {
         fs::write(shown.join("new"), "x").expect("a file");
         assert!(source.join("a/new").exists());
         let error = bundle.show(&source, "out/passwd").expect_err("etc of the host is not in it");
-        assert!(matches!(error, MountError::System { source: Errno::NOENT, .. }), "{error}");
+        assert_eq!(error.to_string(), "\"out/passwd\": No such file or directory (os error 2)");
         let path = bundle.path().to_path_buf();
         drop(bundle);
         assert!(!path.exists());

@@ -56,6 +56,9 @@ pub enum ExecError {
 pub enum MountError {
     #[error(transparent)]
     Fs(#[from] FsError),
+    /// Nothing is there, or it leads out.
+    #[error("{selector:?}: {source}")]
+    Selector { selector: String, source: rustix::io::Errno },
     #[error("can't {operation}: {source}")]
     System { operation: &'static str, source: rustix::io::Errno },
 }
