@@ -331,7 +331,7 @@ fn export_code(error: &ExportError) -> Code {
         ExportError::Cache(error) => code_of(error),
         ExportError::Db(error) => code_of(error),
         ExportError::Transfer(TransferError::Session(error)) => error.refusal().unwrap_or(Code::Unknown),
-        ExportError::Transfer(TransferError::Clash { .. }) => Code::InvalidArgument,
+        ExportError::Clash(_) => Code::InvalidArgument,
         ExportError::Transfer(_) => Code::Unknown,
         ExportError::Json { .. } | ExportError::Archive(_) | ExportError::Task(_) => Code::Internal,
         ExportError::Cancelled => Code::Cancelled,

@@ -58,7 +58,10 @@ pub enum ExportError {
     #[error(transparent)]
     Cache(CacheError),
     #[error("the client did not take the files: {0}")]
-    Transfer(#[from] TransferError),
+    Transfer(TransferError),
+    /// Two platforms, or the result and what is stated of it, have a file of one name.
+    #[error("{0}")]
+    Clash(TransferError),
     #[error("the files can't be put into an archive: {0}")]
     Archive(#[from] ArchiveError),
     #[error(transparent)]
@@ -99,6 +102,15 @@ impl ExportError {
     }
 }
 
+impl From<TransferError> for ExportError {
+    fn from(error: TransferError) -> ExportError {
+        match error {
+            TransferError::Clash { .. } => ExportError::Clash(error),
+            error => ExportError::Transfer(error),
+        }
+    }
+}
+
 impl From<CacheError> for ExportError {
     fn from(error: CacheError) -> ExportError {
         match error {
@@ -114,5 +126,19 @@ impl From<CacheError> for ExportError {
 impl From<Cancelled> for ExportError {
     fn from(_: Cancelled) -> ExportError {
         ExportError::Cancelled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_files_of_one_name_are_not_the_clients_fault() {
+        let clash =
+            TransferError::Clash { path: "f".into(), one: "linux/amd64".into(), other: "linux/arm64".into() };
+        let told = "cannot overwrite f from linux/arm64 with linux/amd64 when split option is disabled";
+        assert_eq!(ExportError::from(clash).to_string(), told);
+        assert!(ExportError::from(TransferError::Ended).to_string().starts_with("the client did not take"));
     }
 }
