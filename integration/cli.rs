@@ -360,6 +360,16 @@ fn progress_is_told_in_the_style_that_was_asked_for() {
 }
 
 #[test]
+fn an_output_that_has_no_directory_is_refused_before_the_build() {
+    let thunk = Thunk::alone();
+    let out = thunk.path("no/x.tar");
+    let output = format!("--output=type=oci,dest={}", out.display());
+    let run = thunk.run(&["build", "--progress=plain", "--oci-layout=base=base", &output, "hello.json"]);
+    assert!(!run.success && run.stderr.contains(&out.display().to_string()), "{}", run.stderr);
+    assert!(!run.stderr.contains("#1"), "it built: {}", run.stderr);
+}
+
+#[test]
 fn the_cache_is_shown_and_pruned() {
     let thunk = Thunk::alone();
     thunk.build("merge.json", b"", "oci");

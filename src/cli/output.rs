@@ -21,6 +21,12 @@ impl OutputFlag {
                 self.0.exporter
             ));
         }
+        if let Destination::File(path) = &self.0.destination
+            && let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
+            && let Err(error) = std::fs::metadata(directory)
+        {
+            return Err(format!("{path:?} can't be written: {}: {error}", directory.display()));
+        }
         Ok(self.0)
     }
 }
@@ -156,6 +162,17 @@ mod tests {
         assert_eq!(layout.attributes["tar"], "false", "the daemon has to know it as well");
         assert_eq!(parse("type=docker").unwrap().destination, Destination::Stdout);
         assert_eq!(parse("type=docker,dest=-").unwrap().destination, Destination::Stdout);
+    }
+
+    #[test]
+    fn an_archive_goes_into_a_directory_that_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = |name: &str| format!("type=oci,dest={}", dir.path().join(name).display());
+        let output = |text: &str| text.parse::<OutputFlag>().unwrap().output();
+        assert!(output(&to("x.tar")).is_ok());
+        assert!(output("type=oci,dest=x.tar").is_ok());
+        let refused = output(&to("no/x.tar")).unwrap_err();
+        assert!(refused.contains("no/x.tar") && refused.contains("No such file"), "{refused}");
     }
 
     #[test]

@@ -200,7 +200,13 @@ impl Callbacks {
         request: Request<Streaming<Bytes>>,
         destination: &Destination,
     ) -> Result<(), Status> {
-        let failed = |error: io::Error| Status::unknown(format!("could not write the output: {error}"));
+        let failed = |error: io::Error| {
+            let to = match destination {
+                Destination::File(path) => format!("{path:?}"),
+                _ => "the output".to_owned(),
+            };
+            Status::unknown(format!("could not write {to}: {error}"))
+        };
         let mut writer = Writer::start(destination, &self.0.tasks);
         let broken = request.extensions().get::<Broken>().cloned().unwrap_or_default();
         let mut bytes = request.into_inner();
