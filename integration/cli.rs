@@ -360,6 +360,18 @@ fn progress_is_told_in_the_style_that_was_asked_for() {
 }
 
 #[test]
+fn a_build_without_an_output_says_that_nothing_was_exported() {
+    let thunk = Thunk::alone();
+    let run = thunk.run(&["build", "--progress=plain", "--oci-layout=base=base", "hello.json"]);
+    assert!(run.success, "{}", run.stderr);
+    let last = run.stderr.lines().last();
+    assert_eq!(
+        last,
+        Some("WARNING: there is no --output: the result is in the daemon's cache and nowhere else")
+    );
+}
+
+#[test]
 fn an_output_that_has_no_directory_is_refused_before_the_build() {
     let thunk = Thunk::alone();
     let out = thunk.path("no/x.tar");

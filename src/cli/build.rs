@@ -182,6 +182,9 @@ fn metadata(response: &BTreeMap<String, String>) -> Value {
 
 /// Says what was made, where people look for it.
 fn tell(outputs: &[Output], response: &BTreeMap<String, String>) {
+    if outputs.is_empty() {
+        eprintln!("WARNING: there is no --output: the result is in the daemon's cache and nowhere else");
+    }
     let digest = response.get(DIGEST_KEY).map_or("done", String::as_str);
     for output in outputs {
         match &output.destination {
