@@ -97,3 +97,23 @@ async fn a_failure_is_told_once_and_in_buildkitds_words_where_it_has_some() {
         }
     }
 }
+
+/// It listed its own architecture alone, at the lowest level.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_worker_lists_the_platforms_that_buildkitd_lists() {
+    let daemon = Daemon::start();
+    let (Some(client), Some(buildkitd)) = (Buildctl::of(&daemon), Buildkitd::start("")) else { return };
+    let Some(theirs) = Buildctl::at(buildkitd.address()) else { return };
+    let (mut said, format) = (Vec::new(), "{{range .}}{{range .Platforms}}{{json .}}\n{{end}}{{end}}");
+    for client in [&client, &theirs] {
+        let run = client.run(["debug", "workers", "--format", format], b"").await.success();
+        said.push(run.stdout_text());
+    }
+    // Emulators that are installed follow.
+    let native = |said: &str| -> Vec<String> {
+        let is_native = |line: &&str| line.contains("\"amd64\"") || line.contains("\"386\"");
+        said.lines().filter(is_native).map(str::to_owned).collect()
+    };
+    assert!(!said[0].is_empty());
+    assert_eq!(native(&said[0]), native(&said[1]));
+}

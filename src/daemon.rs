@@ -46,6 +46,7 @@ mod lock;
 mod log;
 mod memory;
 mod notify;
+mod platforms;
 mod run;
 mod services;
 mod snapshots;

@@ -114,7 +114,7 @@ pub enum Entitlement {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WorkerConfig {
     pub labels: BTreeMap<String, String>,
-    /// The first is the default. Never empty.
+    /// The first is the default. Empty for those that the machine runs.
     pub platforms: Vec<Platform>,
     pub gc: GcConfig,
     /// Build steps that run at the same time. None: no limit.
@@ -464,10 +464,7 @@ impl Config {
             registry_patience: settings.registry_waits.patience(),
             worker: WorkerConfig {
                 labels: settings.labels,
-                platforms: settings
-                    .platforms
-                    .filter(|platforms| !platforms.is_empty())
-                    .unwrap_or_else(|| vec![Platform::host()]),
+                platforms: settings.platforms.unwrap_or_default(),
                 gc,
                 max_parallelism: settings.max_parallelism.and_then(NonZeroUsize::new),
                 snapshotter: settings.snapshotter.unwrap_or_default(),
@@ -660,7 +657,7 @@ mod tests {
         assert_eq!((&*config.worker.labels["a"], &*config.worker.labels["b"]), ("file", "flag"));
         let limits = GcLimits { max_used: Some(Space::Bytes(1)), ..GcLimits::default() };
         assert_eq!(config.worker.gc, GcConfig::Standard(limits));
-        assert_eq!(config.worker.platforms, [Platform::host()]);
+        assert_eq!(config.worker.platforms, []);
         assert_eq!(config.history, HistoryConfig::default());
     }
 

@@ -13,6 +13,7 @@ use super::debug;
 use super::debug::Counters;
 use super::execution;
 use super::gc;
+use super::platforms;
 use super::snapshots;
 use super::worker_id;
 use crate::cache::Cache;
@@ -124,7 +125,8 @@ impl Services {
         let executor =
             Executor::open(execution::options(config), work.clone()).map_err(OpenError::Executor)?;
         let logs = LogLimits::from_environment(|name| std::env::var(name).ok());
-        let execs = Execs::new(cache.clone(), executor.clone(), logs, work.clone());
+        let execs =
+            Execs::new(cache.clone(), executor.clone(), logs, identity.platforms.clone(), work.clone());
         let worker = worker.executing(execs);
         let worker = match config.worker.max_parallelism {
             Some(limit) => worker.limited(limit),
@@ -212,7 +214,10 @@ pub(super) fn identity(config: &Config) -> Result<Identity, OpenError> {
     Ok(Identity {
         worker: worker.map_err(|source| OpenError::WorkerId { root: root.clone(), source })?,
         labels: labels(config),
-        platforms: config.worker.platforms.clone(),
+        platforms: match &config.worker.platforms {
+            listed if listed.is_empty() => platforms::of_this_machine(),
+            listed => listed.clone(),
+        },
         gc: gc::policies(&config.worker.gc, gc::disk_size(root)),
         version: Version::default(),
     })

@@ -51,13 +51,21 @@ pub struct Execs {
     executor: Executor,
     cache_mounts: CacheMounts,
     logs: LogLimits,
+    /// What the node is said to run, besides programs of its own architecture.
+    platforms: Arc<[Platform]>,
     tasks: Tasks,
 }
 
 impl Execs {
-    pub fn new(cache: Cache, executor: Executor, logs: LogLimits, tasks: Tasks) -> Execs {
+    pub fn new(
+        cache: Cache,
+        executor: Executor,
+        logs: LogLimits,
+        platforms: Vec<Platform>,
+        tasks: Tasks,
+    ) -> Execs {
         let cache_mounts = CacheMounts::new(cache.clone());
-        Execs { cache, executor, cache_mounts, logs, tasks }
+        Execs { cache, executor, cache_mounts, logs, platforms: platforms.into(), tasks }
     }
 
     /// Runs the op, for one result per output.
@@ -70,7 +78,7 @@ impl Execs {
         op: &ExecOp,
         inputs: &[Option<ImmutableRef>],
     ) -> Result<Vec<Option<ImmutableRef>>, OpError> {
-        can_run(&vertex.platform)?;
+        can_run(&vertex.platform, &self.platforms)?;
         let work = ctx.child();
         let _leaving = work.cancel().clone().drop_guard();
         let (execs, vertex, op, inputs) = (self.clone(), vertex.clone(), op.clone(), inputs.to_vec());
@@ -115,13 +123,13 @@ impl Execs {
     }
 }
 
-/// Programs of other machines would need an emulator.
-fn can_run(platform: &Platform) -> Result<(), OpError> {
+/// Programs of other machines need an emulator, which is there if the platform is `listed`.
+fn can_run(platform: &Platform, listed: &[Platform]) -> Result<(), OpError> {
     let host = Platform::host();
-    let same = platform.os == host.os
+    let is_own = platform.os == host.os
         && (platform.architecture == host.architecture
             || (host.architecture == "amd64" && platform.architecture == "386"));
-    if same {
+    if is_own || listed.contains(platform) {
         return Ok(());
     }
     Err(OpError::Unsupported { what: format!("running a process of platform {platform} on {host}") })

@@ -3,11 +3,12 @@ use super::*;
 #[test]
 fn another_machines_programs_are_refused_by_name() {
     let host = Platform::host();
-    assert!(can_run(&host).is_ok());
+    assert!(can_run(&host, &[]).is_ok());
     let other = Platform { architecture: "s390x".to_owned(), ..host.clone() };
-    let error = can_run(&other).unwrap_err();
+    let error = can_run(&other, std::slice::from_ref(&host)).unwrap_err();
     assert!(matches!(&error, OpError::Unsupported { what } if what.contains("s390x")), "{error}");
-    assert!(can_run(&Platform { os: "windows".to_owned(), ..host }).is_err());
+    assert!(can_run(&other, &[host.clone(), other.clone()]).is_ok(), "it has an emulator");
+    assert!(can_run(&Platform { os: "windows".to_owned(), ..host }, &[]).is_err());
 }
 
 #[test]
