@@ -1,6 +1,10 @@
 //! What a person at `buildctl` or `thunk` reads of a build that failed, whole lines; those in BuildKit's words against
 //! the real `buildkitd`.
 
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::Stdio;
+
 use crate::harness::Buildctl;
 use crate::harness::Buildkitd;
 use crate::harness::Daemon;
@@ -10,6 +14,7 @@ use crate::harness::layer::busybox;
 use crate::harness::llb;
 use crate::harness::llb::Action;
 use crate::harness::llb::State;
+use crate::harness::tool;
 
 /// A build that fails: what it makes, its output if there is one, and what is told after `error: failed to solve: `.
 struct Case {
@@ -96,6 +101,41 @@ async fn a_failure_is_told_once_and_in_buildkitds_words_where_it_has_some() {
             assert_eq!(told(&theirs.build(&definition, &outputs).await.failure()), case.told, "buildkitd");
         }
     }
+}
+
+/// The last line of `thunk build` without a daemon, as this user.
+fn thunk_tells(definition: &[u8], user: u32) -> String {
+    let home = tempfile::tempdir().expect("a temporary directory");
+    std::os::unix::fs::chown(home.path(), Some(user), Some(user)).expect("its owner");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_thunk"));
+    command.args(["build", "--progress=plain", "--root"]).arg(home.path().join("root"));
+    command.env("HOME", home.path()).current_dir("/").uid(user).gid(user);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("run thunk");
+    child.stdin.take().expect("a pipe").write_all(definition).expect("it reads");
+    let output = child.wait_with_output().expect("wait for thunk");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    said.lines().last().unwrap_or_default().to_owned()
+}
+
+/// All layers were fetched, and then the owner of the first file could not be changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_without_root_is_refused_before_its_base_is_fetched() {
+    let (Some(busybox), Some(_)) = (busybox(), tool("runc")) else { return };
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED, NOT CHECKED: becoming another user takes root");
+        return;
+    }
+    let registry = TestRegistry::open();
+    let image = Image::of([busybox]);
+    registry.put_image("base", "v1", &image);
+    let definition = llb::sh(&llb::image(registry.reference("base", "v1")), "exit 7").marshal();
+    let told =
+        "thunk: the build failed: a command takes root to run, and the daemon is not root's: run it as root";
+    assert_eq!(thunk_tells(&definition, 65534), told);
+    assert_eq!(registry.gets_of(image.layer_digests()[0]), 0, "{}", registry.story());
+    let told = "thunk: the build failed: process \"/bin/busybox sh -c exit 7\" did not complete successfully: exit code: 7";
+    assert_eq!(thunk_tells(&definition, 0), told);
 }
 
 /// It listed its own architecture alone, at the lowest level.

@@ -79,6 +79,7 @@ impl Execs {
         inputs: &[Option<ImmutableRef>],
     ) -> Result<Vec<Option<ImmutableRef>>, OpError> {
         can_run(&vertex.platform, &self.platforms)?;
+        takes_root(rustix::process::geteuid().is_root())?;
         let work = ctx.child();
         let _leaving = work.cancel().clone().drop_guard();
         let (execs, vertex, op, inputs) = (self.clone(), vertex.clone(), op.clone(), inputs.to_vec());
@@ -133,6 +134,11 @@ fn can_run(platform: &Platform, listed: &[Platform]) -> Result<(), OpError> {
         return Ok(());
     }
     Err(OpError::Unsupported { what: format!("running a process of platform {platform} on {host}") })
+}
+
+/// Told before anything is fetched that nobody could use.
+fn takes_root(is_root: bool) -> Result<(), OpError> {
+    if is_root { Ok(()) } else { Err(ExecOpError::NotRoot.into()) }
 }
 
 /// The error of an input that could not be used: one whose bytes are nowhere to be had can be made anew.

@@ -157,6 +157,7 @@ fn exec(error: &ExecOpError) -> Option<Code> {
             ExecError::Io { source, .. } => own(source),
             _ => None,
         },
+        ExecOpError::NotRoot => Some(Code::FailedPrecondition),
         ExecOpError::Cache(inner) => Some(cache(inner)),
         ExecOpError::Session(inner) => Some(session(inner)),
         ExecOpError::SecretMissing { .. } | ExecOpError::AgentMissing { .. } => Some(Code::NotFound),

@@ -11,6 +11,8 @@ pub enum ExecOpError {
     /// A process was started, or nearly.
     #[error("{source}")]
     Process { source: ExecError, mounts: Box<FailedMounts> },
+    #[error("a command takes root to run, and the daemon is not root's: run it as root")]
+    NotRoot,
     #[error(transparent)]
     Exec(#[from] ExecError),
     #[error(transparent)]

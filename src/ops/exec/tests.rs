@@ -12,6 +12,13 @@ fn another_machines_programs_are_refused_by_name() {
 }
 
 #[test]
+fn a_process_takes_root_and_says_so() {
+    assert!(takes_root(true).is_ok());
+    let error = takes_root(false).unwrap_err();
+    assert!(error.to_string().contains("root"), "{error}");
+}
+
+#[test]
 fn an_input_whose_bytes_are_gone_is_made_anew() {
     let digests = vec![crate::oci::Digest::sha256("x")];
     let gone = || CacheError::NeedsRemoteProvider { digests: digests.clone() };
