@@ -40,7 +40,7 @@ impl PruneOptions {
         }
         let shortfall = self.min_free_space.saturating_sub(free);
         let keep = match (shortfall, self.max_used_space) {
-            (0, 0) if self.min_free_space != 0 => used,
+            (0, 0) if self.min_free_space != 0 => return u64::MAX,
             (0, max) => max,
             (shortfall, 0) => used.saturating_sub(shortfall),
             (shortfall, max) => max.min(used.saturating_sub(shortfall)),
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(keep(10, 0, 0, 100, 0), 10);
         assert_eq!(keep(0, 50, 0, 100, 0), 50);
         assert_eq!(keep(10, 5, 0, 100, 0), 10, "what is reserved stays");
-        assert_eq!(keep(0, 0, 30, 100, 50), 100, "there is enough room");
+        assert_eq!(keep(0, 0, 30, 100, 50), u64::MAX / gb, "there is enough room");
         assert_eq!(keep(0, 0, 30, 100, 10), 80, "20 are missing");
         assert_eq!(keep(0, 50, 30, 100, 10), 50);
         assert_eq!(keep(0, 90, 30, 100, 10), 80);
