@@ -7,6 +7,7 @@ mod ahead;
 mod builds;
 mod cancel;
 mod cli;
+mod collecting;
 mod crash;
 mod credentials;
 mod daemon;

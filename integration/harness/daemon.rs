@@ -30,6 +30,8 @@ const START_LIMIT: Duration = Duration::from_secs(15);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// Until a failpoint kills it.
 const KILL_LIMIT: Duration = Duration::from_secs(60);
+/// What has rules for collecting garbage names them so.
+const GC_RULES: &str = "[[worker.oci.gcpolicy]]";
 
 /// How a daemon is started.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +58,9 @@ pub struct Daemon {
     is_judged: bool,
     /// The process has a failpoint, which may not have been reached yet.
     is_armed: bool,
+    /// Its configuration has rules for collecting garbage. Without any it collects none: what a test looks for must not
+    /// depend on how full the machine's disk is.
+    collects: bool,
     options: DaemonOptions,
     /// From the last start until it could be connected to.
     start_time: Duration,
@@ -87,6 +92,7 @@ impl Daemon {
             process: None,
             is_judged: false,
             is_armed: false,
+            collects: options.config.contains(GC_RULES),
             options,
             start_time: Duration::ZERO,
             directory,
@@ -148,11 +154,11 @@ impl Daemon {
             .arg(self.directory.path().join("buildkitd.toml"))
             .arg("--debugaddr")
             .arg(format!("unix://{}", self.debug_socket().display()))
-            .arg("--debug")
-            .args(&self.options.flags)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
+            .arg("--debug");
+        if !self.collects {
+            command.arg("--oci-worker-gc=false");
+        }
+        command.args(&self.options.flags).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         scrub(&mut command, &self.directory.path().join("home"));
         command.envs(self.options.environment.iter().map(|(name, value)| (name, value)));
         let failpoint = self.options.failpoint.take();
@@ -191,6 +197,7 @@ impl Daemon {
 
     /// Replaces the configuration for the next start.
     pub fn configure(&mut self, config: &str) {
+        self.collects = config.contains(GC_RULES);
         std::fs::write(self.directory.path().join("buildkitd.toml"), config)
             .expect("write the configuration");
     }

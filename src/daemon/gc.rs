@@ -1,7 +1,8 @@
 //! Collecting garbage without being asked.
 //!
-//! The rules are those of `buildkitd`. They are applied some time after something was let go of, at most once in
-//! [`PACE`], and every [`INTERVAL`] in any case, for what only time makes garbage.
+//! The rules are those of `buildkitd`. They are applied soon after the start, since rules and room may have changed
+//! meanwhile, and soon after something was let go of, at most once in [`PACE`]. They are applied every [`INTERVAL`] in any
+//! case, for what only time makes garbage.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,6 +18,8 @@ use crate::cache::PruneOptions;
 use crate::identity::GcPolicy;
 use crate::task::Tasks;
 
+/// From what is the reason for a collection until it begins: a build lets go of much at once.
+const SETTLE: Duration = Duration::from_secs(1);
 /// The shortest time between two collections.
 const PACE: Duration = Duration::from_secs(60);
 /// The longest time between two collections.
@@ -107,9 +110,7 @@ pub(super) fn start(cache: Cache, prunes: Vec<PruneOptions>, tasks: &Tasks) {
 
 async fn collect(cache: &Cache, prunes: &[PruneOptions]) {
     loop {
-        // Whatever comes first; a timeout is no error.
-        let _ = tokio::time::timeout(INTERVAL, cache.content().leases().released()).await;
-        tokio::time::sleep(PACE).await;
+        tokio::time::sleep(SETTLE).await;
         match cache.collect_garbage(prunes).await {
             Ok(0) => {}
             Ok(bytes) => tracing::info!(bytes, "collected garbage"),
@@ -119,6 +120,9 @@ async fn collect(cache: &Cache, prunes: &[PruneOptions]) {
             Ok(collected) => tracing::debug!(?collected, "collected blobs"),
             Err(error) => tracing::warn!(%error, "blobs can't be collected"),
         }
+        tokio::time::sleep(PACE).await;
+        // Whatever comes first; a timeout is no error.
+        let _ = tokio::time::timeout(INTERVAL, cache.content().leases().released()).await;
     }
 }
 
