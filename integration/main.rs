@@ -12,6 +12,7 @@ mod crash;
 mod credentials;
 mod daemon;
 mod errors;
+mod exporters;
 mod faults;
 mod full;
 mod harness_tests;

@@ -120,14 +120,17 @@ impl Shared {
         }
     }
 
-    /// The pool for `url`: with the settings of its own host if it has any, else with `tls`.
+    /// The pool for `url`. `tls` is for the host of `place`: it may be trusted for this request alone. Another one has its
+    /// own settings, or else these.
     pub async fn client_for(
         &self,
         tls: &TlsSettings,
         place: &Arc<Place>,
         url: &Url,
     ) -> Result<reqwest::Client, RegistryError> {
-        let own = self.endpoints.tls_of(&authority(url));
+        let authority = authority(url);
+        let is_meant = place.mirror.is_empty() && place.host == authority;
+        let own = if is_meant { None } else { self.endpoints.tls_of(&authority) };
         let client = self.clients.get(own.as_ref().unwrap_or(tls), url).await;
         client.map_err(|cause| RegistryError::Tls { place: Arc::clone(place), cause })
     }
