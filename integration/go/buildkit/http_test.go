@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"archive/tar"
 	"context"
 	"io"
 	"net/http"
@@ -104,6 +105,36 @@ func TestHTTPFileIsAsTheServerSays(t *testing.T) {
 	out, err = fetchHTTP(t, c, llb.HTTP(w.URL+"/moved", llb.Filename("mine")))
 	require.NoError(t, err)
 	require.Equal(t, []string{"-rw------- mine text"}, tree(t, out))
+}
+
+func TestHTTPFileHasTheOwnerTheModeAndTheHeadersThatAreAskedFor(t *testing.T) {
+	c := connect(t)
+	w := newWeb(t, "text")
+	get := func(options ...llb.HTTPOption) *tar.Header {
+		t.Helper()
+		a := newArchive()
+		state := llb.HTTP(w.URL+"/file", options...)
+		_, _, err := solve(t, c, marshal(t, state), exports(client.ExportEntry{Type: client.ExporterTar, Output: a.open}))
+		require.NoError(t, err)
+		headers, _ := entriesOf(t, a.Bytes())
+		require.Len(t, headers, 1)
+		return headers[0]
+	}
+	header := get()
+	require.Equal(t, []int{0, 0, 0o600}, []int{header.Uid, header.Gid, int(header.Mode)})
+	header = get(llb.Chown(7, 8), llb.Chmod(0o751))
+	require.Equal(t, []int{7, 8, 0o751}, []int{header.Uid, header.Gid, int(header.Mode)})
+
+	w.mu.Lock()
+	w.etag, w.requests = `"two"`, nil
+	w.mu.Unlock()
+	get(llb.Header(llb.HTTPHeader{Accept: "text/x-test", UserAgent: "tester/1"}))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	require.NotEmpty(t, w.requests)
+	for _, r := range w.requests {
+		require.Equal(t, []string{"text/x-test", "tester/1"}, []string{r.Header.Get("Accept"), r.Header.Get("User-Agent")}, r.Method)
+	}
 }
 
 func TestHTTPSameFileIsNotSentAgain(t *testing.T) {
