@@ -8,6 +8,7 @@ mod builds;
 mod cancel;
 mod cli;
 mod collecting;
+mod compression;
 mod crash;
 mod credentials;
 mod daemon;

@@ -1,10 +1,13 @@
 //! Layers: blobs with a media type and the digest of the tar inside them.
 
+use std::io::Read;
 use std::io::Write;
 
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::GzBuilder;
+use sha2::Digest as _;
+use sha2::Sha256;
 
 use super::blob::BlobSource;
 use super::digest::sha256;
@@ -70,6 +73,41 @@ impl Layer {
         encoder.write_all(&tar).expect("gzip to memory");
         let blob = encoder.finish().expect("gzip to memory");
         Self::with_blob(OCI_LAYER_GZIP, blob, sha256(&tar))
+    }
+
+    /// Any tar stream, zstd'd.
+    pub fn zstd(tar: &[u8]) -> Self {
+        let blob = zstd::encode_all(tar, 3).expect("zstd to memory");
+        Self::with_blob(OCI_LAYER_ZSTD, blob, sha256(tar))
+    }
+
+    /// A gzip'd tar with one file of `size` bytes that repeat themselves: a blob of a thousandth of that. The tar is at
+    /// no time in memory.
+    pub fn compressible(size: u64) -> Self {
+        let mut header = tar::Header::new_ustar();
+        header.set_path(format!("repeated-{size}")).expect("a short path");
+        header.set_size(size);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_cksum();
+        let end = size.next_multiple_of(512) - size + 1024;
+        let mut tar =
+            header.as_bytes().chain(std::io::repeat(b'r').take(size)).chain(std::io::repeat(0).take(end));
+        let mut blob = GzBuilder::new().mtime(0).operating_system(255).write(Vec::new(), Compression::fast());
+        let mut diff = Sha256::new();
+        let mut chunk = vec![0; 1 << 20];
+        loop {
+            let len = tar.read(&mut chunk).expect("read from memory");
+            if len == 0 {
+                break;
+            }
+            diff.update(&chunk[..len]);
+            blob.write_all(&chunk[..len]).expect("gzip to memory");
+        }
+        let blob = blob.finish().expect("gzip to memory");
+        Self::with_blob(OCI_LAYER_GZIP, blob, format!("sha256:{}", hex::encode(diff.finalize())))
     }
 
     /// Any tar stream, as it is.
@@ -148,6 +186,7 @@ pub fn busybox() -> Option<Layer> {
 
 pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+pub const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 pub const OCI_LAYER_FOREIGN_GZIP: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
 pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
