@@ -21,6 +21,7 @@ mod house;
 mod laziness;
 mod lazy_images;
 mod load;
+mod memory;
 mod mount_points;
 mod networks;
 mod paths;
