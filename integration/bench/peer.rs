@@ -19,6 +19,9 @@ use crate::harness::tool;
 /// Both daemons get the same: nothing is collected while something is measured.
 const CONFIGURATION: &str = "[worker.oci]\n  gc = false\n";
 
+/// Milliseconds of a tick in `/proc`, which is the same on every machine.
+const TICK: f64 = 10.0;
+
 /// Which daemon, and where its program is.
 pub struct Kind {
     pub name: &'static str,
@@ -134,6 +137,16 @@ impl Peer {
 
     fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Milliseconds that its threads have run since the start, in the kernel and outside of it.
+    pub fn processor_time(&self) -> f64 {
+        let pid = self.child.as_ref().expect("it runs").id();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+        // What follows the name of the program, which may contain anything.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks: f64 = fields[11..13].iter().filter_map(|field| field.parse::<f64>().ok()).sum();
+        ticks * TICK
     }
 
     /// MiB resident at most since the start, or since [`Peer::forget_peak`].

@@ -63,6 +63,7 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("cached-merge", |b| Box::pin(records::cached_merge(b))),
     ("records-2000", |b| Box::pin(records::records(b))),
     ("own-records-20000", |b| Box::pin(records::many_records(b))),
+    ("own-long-chains", |b| Box::pin(records::long_chains(b))),
     ("own-unpack", |b| Box::pin(files::unpack(b))),
     ("own-cold-files", |b| Box::pin(files::cold_files(b))),
     ("own-compress", |b| Box::pin(files::compress(b))),

@@ -2,6 +2,8 @@
 //! dependencies first, a last one without a kind that names the result.
 
 use std::collections::BTreeMap;
+use std::collections::HashSet;
+use std::sync::Arc;
 
 use prost::Message as _;
 use thunk::proto::pb;
@@ -12,9 +14,16 @@ use super::image::Platform;
 /// An output of an operation with all that it depends on. Cheap enough to clone.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// Operations by digest, dependencies first; the last one is this state's.
-    operations: Vec<(String, Vec<u8>, pb::OpMetadata)>,
+    /// Dependencies first; the last one is this state's.
+    operations: Vec<Arc<Operation>>,
     output: i64,
+}
+
+#[derive(Clone, Debug)]
+struct Operation {
+    digest: String,
+    bytes: Vec<u8>,
+    metadata: pb::OpMetadata,
 }
 
 /// An image from a registry: `docker-image://<reference>`.
@@ -165,14 +174,15 @@ impl State {
             op.platform = Some(platform(&super::image::host_platform()));
         }
         op.constraints.get_or_insert_default();
-        let mut operations: Vec<(String, Vec<u8>, pb::OpMetadata)> = Vec::new();
-        for operation in inputs.iter().flat_map(|input| &input.operations) {
-            if !operations.iter().any(|(digest, ..)| *digest == operation.0) {
-                operations.push(operation.clone());
+        let mut operations = match inputs {
+            [only] => only.operations.clone(),
+            inputs => {
+                let mut seen = HashSet::new();
+                let all = inputs.iter().flat_map(|input| &input.operations);
+                all.filter(|operation| seen.insert(&operation.digest)).cloned().collect()
             }
-        }
-        let bytes = encode(op);
-        operations.push((sha256(&bytes), bytes, pb::OpMetadata::default()));
+        };
+        operations.push(Arc::new(Operation::new(encode(op), pb::OpMetadata::default())));
         Self { operations, output: 0 }
     }
 
@@ -183,12 +193,13 @@ impl State {
 
     /// The digest of the operation, which is the vertex's.
     pub fn digest(&self) -> &str {
-        &self.last().0
+        &self.last().digest
     }
 
     /// Changes the operation's metadata: description, `ignore_cache` and so on. No digest changes.
     pub fn metadata(mut self, change: impl FnOnce(&mut pb::OpMetadata)) -> Self {
-        change(&mut self.operations.last_mut().expect("a state has an operation").2);
+        let last = self.operations.last_mut().expect("a state has an operation");
+        change(&mut Arc::make_mut(last).metadata);
         self
     }
 
@@ -201,9 +212,9 @@ impl State {
         let last = pb::Op { inputs: vec![self.edge()], ..pb::Op::default() };
         let last = last.encode_to_vec();
         let mut metadata: BTreeMap<_, _> =
-            self.operations.iter().map(|(digest, _, metadata)| (digest.clone(), metadata.clone())).collect();
+            self.operations.iter().map(|one| (one.digest.clone(), one.metadata.clone())).collect();
         metadata.insert(sha256(&last), pb::OpMetadata::default());
-        let operations = self.operations.iter().map(|(_, bytes, _)| bytes.clone().into());
+        let operations = self.operations.iter().map(|one| one.bytes.clone().into());
         pb::Definition { def: operations.chain([last.into()]).collect(), metadata, source: None }
     }
 
@@ -216,17 +227,22 @@ impl State {
         pb::Input { digest: self.digest().to_owned(), index: self.output }
     }
 
-    fn last(&self) -> &(String, Vec<u8>, pb::OpMetadata) {
+    fn last(&self) -> &Operation {
         self.operations.last().expect("a state has an operation")
     }
 
     fn rebuild(mut self, change: impl FnOnce(&mut pb::Op)) -> Self {
-        let (_, bytes, metadata) = self.operations.pop().expect("a state has an operation");
-        let mut op = pb::Op::decode(&bytes[..]).expect("our own bytes");
+        let last = self.operations.pop().expect("a state has an operation");
+        let mut op = pb::Op::decode(&last.bytes[..]).expect("our own bytes");
         change(&mut op);
-        let bytes = encode(op);
-        self.operations.push((sha256(&bytes), bytes, metadata));
+        self.operations.push(Arc::new(Operation::new(encode(op), last.metadata.clone())));
         self
+    }
+}
+
+impl Operation {
+    fn new(bytes: Vec<u8>, metadata: pb::OpMetadata) -> Self {
+        Self { digest: sha256(&bytes), bytes, metadata }
     }
 }
 

@@ -38,6 +38,27 @@ pub async fn cached_merge(bench: &mut Bench) {
     again(bench, &merge.marshal(), &format!("a merge of {width} file steps"), "5×").await;
 }
 
+/// File steps on each other, none of them in the cache: twice as many of them, and whether they take twice as long.
+pub async fn long_chains(bench: &mut Bench) {
+    for length in [1500, 3000, 10_000] {
+        let length = bench.number(length);
+        let chain = (1..length).fold(one_file(None, 0), |below, n| one_file(Some(&below), n)).definition();
+        let peer = bench.kinds[0].start().await;
+        let client = peer.direct().await;
+        let begin = Instant::now();
+        client.start(Build::of_definition(chain)).await.finish().await.success();
+        let (time, processor) = (since(begin), peer.processor_time());
+        bench.table.add(
+            format!("the first solve: a chain of {length} file steps"),
+            "ms",
+            [vec![time]],
+            "linear",
+        );
+        bench.table.add("… and its processor time", "ms", [vec![processor]], "linear");
+        bench.table.add("… and its peak memory", "MiB", [vec![peer.peak()]], "linear");
+    }
+}
+
 /// Builds of one file each, then the disk usage and the end of all their records.
 pub async fn records(bench: &mut Bench) {
     let count = bench.number(2000);
