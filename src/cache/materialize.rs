@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::Weak;
+use std::sync::atomic::AtomicU64;
 
 use futures::FutureExt as _;
 use futures::StreamExt as _;
@@ -86,6 +87,8 @@ pub(super) struct Materializer {
     trees: Mutex<HashMap<RecordId, Weak<Tree>>>,
     /// Kilobytes of parts of layers that may be in memory.
     pub(super) parts: Semaphore,
+    /// How often layers were surveyed, for tests of linearity.
+    pub(super) surveys: AtomicU64,
 }
 
 impl Default for Materializer {
@@ -95,6 +98,7 @@ impl Default for Materializer {
             mounting: Flights::default(),
             trees: Mutex::default(),
             parts: Semaphore::new(MAX_PARTS >> 10),
+            surveys: AtomicU64::new(0),
         }
     }
 }

@@ -29,6 +29,9 @@
 //! that can say something of a directory's contents are needed, once it is found: those are opened at the same time.
 //! What several looks wait for is opened at the same time as well.
 //!
+//! What was made here is there, and looked at ahead of what asks for it, twice as much each time: a look that goes
+//! through a chain of N steps takes log N surveys of them.
+//!
 //! # Parts of layers
 //!
 //! What was unpacked once is known by its index (`indexes.rs`), which says where in the layer the bytes of each file
@@ -55,6 +58,7 @@ mod survey;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures::FutureExt as _;
 use futures::StreamExt as _;
@@ -233,7 +237,9 @@ impl Cache {
         // The root's own attributes are those of what is on top, which costs nothing if it was made here.
         let top = parts.last().filter(|part| matches!(part.set, ChangeSet::Made(_)));
         let top = top.map(|_| parts.len() - 1);
+        let mut ahead = 1;
         loop {
+            self.0.files.surveys.fetch_add(1, Ordering::Relaxed);
             let known: Vec<Option<Known>> = states
                 .iter()
                 .map(|state| match state {
@@ -258,8 +264,16 @@ impl Cache {
                     layers
                 }
             };
+            // What was made here takes no more than a look at each, and a long chain of it not a survey for each.
+            let made = |layer: &usize| matches!(parts[*layer].set, ChangeSet::Made(_));
+            let with_below = |layer: usize| {
+                let below = (0..layer).rev().take(ahead).take_while(made);
+                std::iter::once(layer).chain(below.filter(move |_| made(&layer)))
+            };
+            let unseen: BTreeSet<usize> = wanted.iter().copied().flat_map(with_below).collect();
             let unseen: Vec<usize> =
-                wanted.iter().copied().filter(|layer| matches!(states[*layer], State::Unseen)).collect();
+                unseen.into_iter().rev().filter(|layer| matches!(states[*layer], State::Unseen)).collect();
+            ahead *= 2;
             // What is here costs less than what is not, and may decide as much.
             for &layer in &unseen {
                 let chain = chains.get(layer).copied();

@@ -1,5 +1,7 @@
 //! Long chains of steps: what each of them costs.
 
+use std::sync::atomic::Ordering;
+
 use futures::TryStreamExt as _;
 
 use super::files::ctx;
@@ -9,8 +11,10 @@ use super::files::written;
 use super::fixture::Fixture;
 use crate::cache::Cache;
 use crate::cache::ImmutableRef;
+use crate::cache::Look;
 use crate::cache::MutableOptions;
 use crate::cache::PruneOptions;
+use crate::cache::Strange;
 use crate::content::DescHandlers;
 
 const LENGTH: usize = 40;
@@ -48,6 +52,27 @@ async fn a_step_looks_at_what_nobody_has_seen() {
     let (_, looked) = chain(&f, Some(top), "c").await;
     assert_eq!(looked, [0; LENGTH], "another branch of what was seen");
     assert_eq!(names(branch.mount(&ctx()).await.unwrap().path()).len(), 2 * LENGTH);
+}
+
+/// On a base that is elsewhere each step looks whether one below it decides: one survey for each of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_through_a_long_chain_takes_few_surveys() {
+    let f = Fixture::new();
+    let mut below = image(&f, &["x"]).await;
+    let mut surveys = 0;
+    for n in 0..LENGTH {
+        let name = format!("n{n}");
+        let options = MutableOptions {
+            looks: Some(vec![Look { to_change: true, ..Look::at(&name) }]),
+            strange: Strange::Empty,
+            ..MutableOptions::default()
+        };
+        let before = f.cache.0.files.surveys.load(Ordering::Relaxed);
+        below = written(&f, Some(&below), &name, options).await;
+        surveys = f.cache.0.files.surveys.load(Ordering::Relaxed) - before;
+    }
+    assert_eq!(f.registries.opens.load(Ordering::Relaxed), 0, "the base stays where it is");
+    assert!(surveys <= 10, "{surveys} of {LENGTH} steps");
 }
 
 #[tokio::test(flavor = "multi_thread")]
