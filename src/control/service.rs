@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::Duration;
 
 use futures::Stream;
 use futures::StreamExt as _;
@@ -37,6 +38,10 @@ use crate::solver::JobId;
 
 /// When a stream began, so that clients can tell their clock from ours.
 const TIMESTAMP: &str = "buildkit-current-timestamp";
+
+/// How long updates of a build are gathered before more of them are told. A thousand steps that are known take less,
+/// and are told at once when the build ends.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Messages at most, in bytes, both ways.
 const MESSAGE_LIMIT: usize = 16 << 20;
@@ -81,7 +86,7 @@ impl ControlService {
         }
         if let Some(kept) = self.builds.history().logs(&id.0).await? {
             let kept = kept.read_all().await.map_err(HistoryError::from)?;
-            return Ok(Followed { reader: None, kept: Frames(kept), ready: VecDeque::new() });
+            return Ok(Followed { reader: None, kept: Frames(kept), ready: VecDeque::new(), is_told: false });
         }
         Ok(Followed::live(self.builds.jobs().follow(&id).await?.reader()))
     }
@@ -93,11 +98,14 @@ struct Followed {
     reader: Option<Reader>,
     kept: Frames,
     ready: VecDeque<status::Response>,
+    /// Something was told before.
+    is_told: bool,
 }
 
 impl Followed {
     fn live(reader: Reader) -> Followed {
-        Followed { reader: Some(reader), kept: Frames(Default::default()), ready: VecDeque::new() }
+        let (kept, ready) = (Frames(Default::default()), VecDeque::new());
+        Followed { reader: Some(reader), kept, ready, is_told: false }
     }
 
     async fn next(&mut self) -> Result<Option<status::Response>, Status> {
@@ -106,6 +114,9 @@ impl Followed {
                 return Ok(Some(response));
             }
             let Some(reader) = &mut self.reader else { return Ok(self.kept.next().transpose()?) };
+            if std::mem::replace(&mut self.is_told, true) {
+                reader.gather(PAUSE).await;
+            }
             match reader.next().await {
                 Some(batch) => self.ready.extend(status::responses(&batch)),
                 None => return Ok(None),

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::sync::watch;
 
 use super::Sink;
@@ -71,6 +73,8 @@ struct Inner {
     entries: Mutex<Entries>,
     /// Number of the next update, and whether there will be one.
     tail: watch::Sender<Tail>,
+    /// There will be none: for who does not want to be woken by each update.
+    ended: Notify,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -87,7 +91,11 @@ impl Default for Journal {
 
 impl Journal {
     pub fn new() -> Journal {
-        Journal(Arc::new(Inner { entries: Mutex::default(), tail: watch::Sender::default() }))
+        Journal(Arc::new(Inner {
+            entries: Mutex::default(),
+            tail: watch::Sender::default(),
+            ended: Notify::new(),
+        }))
     }
 
     /// A reader that starts at the first update.
@@ -98,6 +106,7 @@ impl Journal {
     /// Ends every reader once it has read what is there. Later updates are ignored.
     pub fn close(&self) {
         self.0.tail.send_modify(|tail| tail.closed = true);
+        self.0.ended.notify_waiters();
     }
 
     pub fn is_closed(&self) -> bool {
@@ -141,6 +150,17 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// Waits until the journal is closed, but no longer than `pause`: so that what comes meanwhile comes together.
+    ///
+    /// Cancellation safe.
+    pub async fn gather(&self, pause: Duration) {
+        let mut ended = std::pin::pin!(self.journal.0.ended.notified());
+        ended.as_mut().enable();
+        if !self.journal.is_closed() {
+            let _ = tokio::time::timeout(pause, ended).await;
+        }
+    }
+
     /// Everything new, in order; waits while there is nothing. `None` after the end.
     ///
     /// Cancellation safe: nothing is taken before the future is ready.

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::*;
 
@@ -148,4 +149,43 @@ async fn a_journal_attached_late_gets_the_past_once() {
     progress.complete(None);
     assert_eq!(states(&drain(&early).await, "v"), "as");
     assert_eq!(states(&drain(&late).await, "v"), "asc");
+}
+
+#[tokio::test]
+async fn a_step_that_is_over_at_once_is_told_once() {
+    let journal = Journal::new();
+    let progress = VertexProgress::new(vertex("v"), Arc::new(journal.clone()));
+    progress.done(None);
+    progress.done(Some("no".into()));
+    let all = drain(&journal).await;
+    assert_eq!(states(&all, "v"), "acc");
+    let Some(Update::Vertex(last)) = all.last().map(|last| &**last) else { panic!() };
+    assert!(last.started <= last.completed && last.error.as_deref() == Some("no"));
+}
+
+/// A reader was woken for each of a thousand steps that were known.
+#[tokio::test(start_paused = true)]
+async fn what_is_gathered_comes_together_and_no_later_than_the_end() {
+    let journal = Journal::new();
+    let mut reader = journal.reader();
+    let begin = tokio::time::Instant::now();
+    let pause = Duration::from_secs(1);
+    let send = async {
+        for name in ["a", "b", "c"] {
+            journal.send(Update::Vertex(vertex(name)));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    futures::join!(reader.gather(pause), send);
+    assert_eq!((begin.elapsed(), reader.next().await.unwrap().len()), (pause, 3));
+    let end = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        journal.send(Update::Vertex(vertex("d")));
+        journal.close();
+    };
+    futures::join!(reader.gather(pause), end);
+    reader.gather(pause).await;
+    assert_eq!(begin.elapsed(), Duration::from_millis(1200));
+    assert_eq!(reader.next().await.unwrap().len(), 1);
+    assert!(reader.next().await.is_none());
 }

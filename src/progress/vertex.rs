@@ -54,6 +54,20 @@ struct State {
     busy: usize,
 }
 
+impl State {
+    /// Makes the vertex open; false if it is.
+    fn begin(&mut self) -> bool {
+        let vertex = &mut self.vertex;
+        let begins = vertex.started.is_none() || vertex.completed.is_some();
+        if begins {
+            vertex.started = Some(SystemTime::now());
+            vertex.completed = None;
+            vertex.error = None;
+        }
+        begins
+    }
+}
+
 impl VertexProgress {
     /// Announces `vertex` to `sink`.
     pub fn new(vertex: Vertex, sink: Arc<dyn Sink>) -> VertexProgress {
@@ -86,6 +100,17 @@ impl VertexProgress {
     pub fn complete(&self, error: Option<String>) {
         let mut state = self.state();
         state.running = false;
+        state.vertex.error = error;
+        self.close(&mut state);
+    }
+
+    /// The step began and is over, both at this moment; `error` says why it failed.
+    pub fn done(&self, error: Option<String>) {
+        let mut state = self.state();
+        state.running = false;
+        state.vertex.cached = false;
+        state.vertex.usage = None;
+        state.begin();
         state.vertex.error = error;
         self.close(&mut state);
     }
@@ -134,12 +159,8 @@ impl VertexProgress {
     }
 
     fn open(&self, state: &mut State) {
-        let vertex = &mut state.vertex;
-        if vertex.started.is_none() || vertex.completed.is_some() {
-            vertex.started = Some(SystemTime::now());
-            vertex.completed = None;
-            vertex.error = None;
-            self.0.sink.send(Update::Vertex(vertex.clone()));
+        if state.begin() {
+            self.0.sink.send(Update::Vertex(state.vertex.clone()));
         }
     }
 
