@@ -20,6 +20,7 @@ use serde::Deserializer;
 use serde::Serialize;
 use serde::Serializer;
 use serde::de::DeserializeOwned;
+use serde::de::Visitor;
 
 use crate::db;
 use crate::db::DbError;
@@ -107,7 +108,22 @@ impl Serialize for RecordId {
 
 impl<'de> Deserialize<'de> for RecordId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RecordId, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// Reads an ID where it stands: rows that many are read of have one.
+struct Text;
+
+impl Visitor<'_> for Text {
+    type Value = RecordId;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the ID of a cache record")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<RecordId, E> {
+        text.parse().map_err(E::custom)
     }
 }
 

@@ -19,9 +19,17 @@ pub fn read<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
 
 /// Writes a message as Go's `encoding/json` does: byte for byte, so that both can be hashed.
 pub fn write<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
-    let mut value = serde_json::to_value(value)?;
-    write_oneofs(&mut value);
-    let text = serde_json::to_string(&value)?;
+    let mut text = serde_json::to_string(value)?;
+    // Most have no user.
+    if text.contains(r#""User""#) {
+        let mut value = serde_json::to_value(value)?;
+        write_oneofs(&mut value);
+        text = serde_json::to_string(&value)?;
+    }
+    // The last one begins what is longer than a byte.
+    if !text.bytes().any(|byte| matches!(byte, b'<' | b'>' | b'&' | 0xe2)) {
+        return Ok(text.into_bytes());
+    }
     let mut escaped = String::with_capacity(text.len());
     // Outside of texts there are none of these.
     for character in text.chars() {

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::Deserializer;
 use serde::Serialize;
 use serde::Serializer;
+use serde::de::Visitor;
 
 const MAX_LENGTH: usize = 128;
 
@@ -52,7 +53,22 @@ impl Serialize for SnapshotKey {
 
 impl<'de> Deserialize<'de> for SnapshotKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<SnapshotKey, D::Error> {
-        SnapshotKey::new(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// Reads a key where it stands: rows that many are read of have one.
+struct Text;
+
+impl Visitor<'_> for Text {
+    type Value = SnapshotKey;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a snapshot")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<SnapshotKey, E> {
+        SnapshotKey::new(text).map_err(E::custom)
     }
 }
 
