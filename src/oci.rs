@@ -9,6 +9,7 @@ mod digest;
 mod manifest;
 pub mod media_type;
 mod platform;
+mod quick;
 mod reference;
 
 pub use descriptor::Descriptor;
@@ -26,5 +27,8 @@ pub use manifest::Manifest;
 pub use manifest::ManifestOrIndex;
 pub use platform::InvalidPlatform;
 pub use platform::Platform;
+pub use quick::Quick;
+pub use quick::QuickMap;
+pub use quick::QuickSet;
 pub use reference::InvalidReference;
 pub use reference::Reference;

@@ -62,12 +62,12 @@ impl Update {
     }
 }
 
-/// A step of a build and how far it has come.
+/// A step of a build and how far it has come. Each of its states is sent, so that a clone is to cost little.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Vertex {
     pub digest: Digest,
-    pub inputs: Vec<Digest>,
-    pub name: String,
+    pub inputs: Arc<[Digest]>,
+    pub name: Arc<str>,
     pub cached: bool,
     pub started: Option<SystemTime>,
     pub completed: Option<SystemTime>,
@@ -80,10 +80,10 @@ pub struct Vertex {
 
 impl Vertex {
     /// A vertex that has not started.
-    pub fn new(digest: Digest, name: impl Into<String>) -> Vertex {
+    pub fn new(digest: Digest, name: impl Into<Arc<str>>) -> Vertex {
         Vertex {
             digest,
-            inputs: Vec::new(),
+            inputs: Arc::default(),
             name: name.into(),
             cached: false,
             started: None,

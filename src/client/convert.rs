@@ -244,7 +244,7 @@ fn vertex(vertex: control::Vertex) -> Option<Vertex> {
     Some(Vertex {
         digest: vertex.digest.parse().ok()?,
         inputs: vertex.inputs.iter().filter_map(|input| input.parse().ok()).collect(),
-        name: vertex.name,
+        name: vertex.name.into(),
         cached: vertex.cached,
         started: vertex.started.and_then(time),
         completed: vertex.completed.and_then(time),

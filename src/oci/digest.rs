@@ -1,6 +1,7 @@
 //! Content digests (OCI image specification, `descriptor.md#digests`) and the IDs made of them.
 
 use std::fmt;
+use std::hash;
 use std::str::FromStr;
 
 use serde::Deserialize;
@@ -37,7 +38,7 @@ impl Algorithm {
 }
 
 /// The digest of some bytes, `algorithm:lower-case hex`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
     /// The first `algorithm.len()` bytes count, the rest is zero.
@@ -106,12 +107,21 @@ impl Digest {
     }
 }
 
+impl hash::Hash for Digest {
+    fn hash<H: hash::Hasher>(&self, state: &mut H) {
+        // Where it begins the same as another one they are equal, or one is longer.
+        state.write(self.raw());
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut buffer = [0; 128];
-        let text = &mut buffer[..2 * self.algorithm.len()];
-        hex::encode_to_slice(self.raw(), text).map_err(|_| fmt::Error)?;
-        write!(f, "{}:{}", self.algorithm.name(), str::from_utf8(text).map_err(|_| fmt::Error)?)
+        let (name, length) = (self.algorithm.name().as_bytes(), 2 * self.algorithm.len());
+        let mut buffer = [b':'; 136];
+        buffer[..name.len()].copy_from_slice(name);
+        let text = &mut buffer[..name.len() + 1 + length];
+        hex::encode_to_slice(self.raw(), &mut text[name.len() + 1..]).map_err(|_| fmt::Error)?;
+        f.write_str(str::from_utf8(text).map_err(|_| fmt::Error)?)
     }
 }
 

@@ -19,6 +19,8 @@ use super::op::LinuxResources;
 use super::op::Op;
 use crate::oci::Digest;
 use crate::oci::Platform;
+use crate::oci::Quick;
+use crate::oci::QuickMap;
 use crate::progress::ProgressGroup;
 use crate::progress::SourceFile;
 use crate::progress::SourceRange;
@@ -51,7 +53,7 @@ pub struct Edge {
 pub struct Vertex {
     pub digest: VertexDigest,
     /// For people.
-    pub name: String,
+    pub name: Arc<str>,
     pub op: Op,
     /// In normal form.
     pub platform: Platform,
@@ -99,7 +101,7 @@ pub struct Location {
 #[derive(Clone, Debug)]
 pub struct Graph {
     graph: DiGraph<Arc<Vertex>, u32>,
-    nodes: HashMap<VertexDigest, NodeIndex>,
+    nodes: QuickMap<VertexDigest, NodeIndex>,
     result: Edge,
     /// Shared with whoever reports an error of a vertex.
     pub sources: Arc<SourceMap>,
@@ -115,7 +117,7 @@ impl Graph {
     /// If an edge names a vertex that does not come before: the caller has checked that.
     pub fn new(vertices: Vec<Vertex>, result: Edge) -> Graph {
         let mut graph = DiGraph::with_capacity(vertices.len(), vertices.len());
-        let mut nodes = HashMap::with_capacity(vertices.len());
+        let mut nodes = QuickMap::with_capacity_and_hasher(vertices.len(), Quick::default());
         for vertex in vertices {
             let (digest, inputs) = (vertex.digest, vertex.inputs.clone());
             let node = graph.add_node(Arc::new(vertex));

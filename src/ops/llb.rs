@@ -16,7 +16,6 @@ mod invalid;
 mod source;
 
 use std::collections::BTreeMap;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -36,6 +35,8 @@ use super::op::Op;
 use crate::oci::Digest;
 use crate::oci::InvalidDigest;
 use crate::oci::Platform;
+use crate::oci::Quick;
+use crate::oci::QuickMap;
 use crate::progress::ProgressGroup;
 use crate::progress::SourceFile;
 use crate::progress::SourcePosition;
@@ -249,15 +250,13 @@ impl Definition {
         }
         let ops = Ops::decode(&self.0.def, limits)?;
         let order = ops.order(limits)?;
-        let mut names = HashMap::with_capacity(order.len());
-        let mut vertices = Vec::with_capacity(order.len());
+        let mut vertices = Vertices::with_capacity(ops.ops.len(), order.len());
         for index in order {
-            let digest = ops.digests[index];
-            let metadata = self.0.metadata.get(&digest.to_string());
-            let vertex = vertex(&ops, index, metadata, &names)?;
-            names.insert(digest, vertex.name.clone());
-            vertices.push(vertex);
+            let metadata = self.0.metadata.get(&ops.digests[index].to_string());
+            let vertex = vertex(&ops, index, metadata, &vertices)?;
+            vertices.push(index, vertex);
         }
+        let vertices = vertices.all;
         let mut graph = Graph::new(vertices, ops.result);
         graph.sources = Arc::new(self.sources());
         graph.definition = Arc::clone(self);
@@ -293,7 +292,7 @@ impl Ops {
         }
         let mut ops = Vec::with_capacity(def.len());
         let mut digests = Vec::with_capacity(def.len());
-        let mut index_of = HashMap::with_capacity(def.len());
+        let mut index_of = QuickMap::with_capacity_and_hasher(def.len(), Quick::default());
         for (index, bytes) in def.iter().enumerate() {
             let op = pb::Op::decode(bytes.clone())
                 .map_err(|error| LlbError::Op { index, reason: error.to_string() })?;
@@ -403,16 +402,39 @@ fn edge(vertex: VertexDigest, input: &pb::Input) -> Edge {
     Edge { vertex, output: u32::try_from(input.index).unwrap_or(u32::MAX) }
 }
 
+/// The vertices so far.
+struct Vertices {
+    all: Vec<Vertex>,
+    /// By the place of the op in the definition.
+    places: Vec<Option<usize>>,
+}
+
+impl Vertices {
+    fn with_capacity(ops: usize, needed: usize) -> Vertices {
+        Vertices { all: Vec::with_capacity(needed), places: vec![None; ops] }
+    }
+
+    fn push(&mut self, op: usize, vertex: Vertex) {
+        self.places[op] = Some(self.all.len());
+        self.all.push(vertex);
+    }
+
+    fn name(&self, op: usize) -> Option<&str> {
+        self.places[op].map(|place| &*self.all[place].name)
+    }
+}
+
 fn vertex(
     ops: &Ops,
     index: usize,
     metadata: Option<&pb::OpMetadata>,
-    names: &HashMap<VertexDigest, String>,
+    before: &Vertices,
 ) -> Result<Vertex, LlbError> {
     let (op, digest) = (&ops.ops[index], ops.digests[index]);
     let inputs: Vec<Edge> =
         ops.inputs[index].iter().zip(&op.inputs).map(|(i, input)| edge(ops.digests[*i], input)).collect();
-    let (parsed, derived) = kind(op, digest, &inputs, names)?;
+    let name = |input: usize| before.name(ops.inputs[index][input]);
+    let (parsed, derived) = kind(op, digest, inputs.len(), name)?;
     let mut options = VertexOptions::default();
     if let Some(metadata) = metadata {
         let missing = metadata.caps.keys().find(|cap| !CAPS.contains(&cap.as_str()));
@@ -432,7 +454,7 @@ fn vertex(
             weak: g.weak,
         });
     }
-    let name = options.description.get("llb.customname").map_or(derived, |name| clip(name));
+    let name = options.description.get("llb.customname").map_or(derived, |name| clip(name)).into();
     let platform = op.platform.as_ref().map_or_else(Platform::host, |p| {
         let platform = Platform {
             architecture: p.architecture.clone(),
@@ -447,44 +469,43 @@ fn vertex(
 }
 
 /// What the op does, and a name for it.
-fn kind(
+fn kind<'n>(
     op: &pb::Op,
     digest: VertexDigest,
-    inputs: &[Edge],
-    names: &HashMap<VertexDigest, String>,
+    inputs: usize,
+    name: impl Fn(usize) -> Option<&'n str>,
 ) -> Result<(Op, String), LlbError> {
     use pb::op::Op as Kind;
     let unsupported =
         |what: &str| Err(LlbError::Unsupported { op: digest, what: format!("the {what} operation") });
     let invalid = |reason| LlbError::Invalid { op: digest, reason };
-    let input =
-        |what: &str, sent: i64| invalid::index(|| what.to_owned(), sent, inputs.len()).map_err(invalid);
+    let input = |what: &str, sent: i64| invalid::index(|| what.to_owned(), sent, inputs).map_err(invalid);
     match &op.op {
         None => Err(LlbError::UnknownKind { op: digest }),
         Some(Kind::Source(source)) => {
-            if !inputs.is_empty() {
+            if inputs > 0 {
                 return Err(invalid(InvalidOp::SourceInputs));
             }
             Ok((source::source(source, digest)?, clip(&source.identifier)))
         }
         Some(Kind::Exec(exec)) => {
-            let parsed = exec::exec(exec, op.platform.as_ref(), inputs.len()).map_err(invalid)?;
+            let parsed = exec::exec(exec, op.platform.as_ref(), inputs).map_err(invalid)?;
             Ok((Op::Exec(Box::new(parsed)), joined("", exec::name(exec), " ", "")))
         }
         Some(Kind::File(file)) => {
-            let parsed = file::file(file, inputs.len()).map_err(invalid)?;
+            let parsed = file::file(file, inputs).map_err(invalid)?;
             Ok((Op::File(parsed), joined("", file::names(file), ", ", "")))
         }
         Some(Kind::Merge(merge)) => {
             let index = |m: &pb::MergeInput| {
-                let count = inputs.len();
                 let none = || {
-                    invalid(InvalidOp::Index { what: "input of a merge".to_owned(), index: m.input, count })
+                    let what = "input of a merge".to_owned();
+                    invalid(InvalidOp::Index { what, index: m.input, count: inputs })
                 };
                 input("input of a merge", m.input)?.ok_or_else(none)
             };
             let lowest_first = merge.inputs.iter().map(index).collect::<Result<Vec<_>, _>>()?;
-            let names = inputs.iter().filter_map(|input| names.get(&input.vertex));
+            let names = (0..inputs).filter_map(&name);
             Ok((Op::Merge(Merge { inputs: lowest_first }), joined("merge (", names, ", ", ")")))
         }
         Some(Kind::Diff(diff)) => {
@@ -492,12 +513,12 @@ fn kind(
             let lower = diff.lower.as_ref().ok_or_else(|| missing("lower"))?;
             let upper = diff.upper.as_ref().ok_or_else(|| missing("upper"))?;
             let diff = DiffOp { lower: input("lower", lower.input)?, upper: input("upper", upper.input)? };
-            let side = |input: Option<usize>| match input.and_then(|n| names.get(&inputs[n].vertex)) {
+            let side = |input: Option<usize>| match input.and_then(&name) {
                 Some(name) => format!("({name})"),
                 None => "scratch".to_owned(),
             };
-            let name = clip(&format!("diff {} -> {}", side(diff.lower), side(diff.upper)));
-            Ok((Op::Diff(diff), name))
+            let derived = clip(&format!("diff {} -> {}", side(diff.lower), side(diff.upper)));
+            Ok((Op::Diff(diff), derived))
         }
         Some(Kind::Build(_)) => unsupported("build"),
         Some(Kind::Passthrough(_)) => unsupported("passthrough"),

@@ -37,7 +37,7 @@ const LOOKUP_WAIT: Duration = Duration::from_secs(5);
 /// In a build definition it may stand as `<prefix>:<id>`, where the prefix tells contexts of one
 /// session apart; a session ID is without it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct SessionId(String);
+pub struct SessionId(Arc<str>);
 
 impl SessionId {
     /// Drops a `prefix:`, unless nothing is behind it.
@@ -46,7 +46,7 @@ impl SessionId {
             Some((_, id)) if !id.is_empty() => id,
             _ => text,
         };
-        SessionId(id.to_owned())
+        SessionId(id.into())
     }
 
     pub fn as_str(&self) -> &str {

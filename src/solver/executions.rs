@@ -4,19 +4,18 @@
 //! input. It is there from its start for as long as its node, so that a result without a record is
 //! shared as well.
 
-use std::collections::HashMap;
-
 use super::key::Key;
 use super::key::Link;
 use super::state::NodeId;
+use crate::oci::QuickMap;
 
 /// Runs by the keys and links that lead to them.
 #[derive(Debug, Default)]
 pub struct Executions {
-    by_key: HashMap<Key, Vec<NodeId>>,
-    by_link: HashMap<Link, Vec<NodeId>>,
+    by_key: QuickMap<Key, Vec<NodeId>>,
+    by_link: QuickMap<Link, Vec<NodeId>>,
     /// What leads to each run, to take it out again.
-    ways: HashMap<NodeId, (Vec<Key>, Vec<Link>)>,
+    ways: QuickMap<NodeId, (Vec<Key>, Vec<Link>)>,
 }
 
 impl Executions {
@@ -77,7 +76,7 @@ impl Executions {
     }
 }
 
-fn take<K: std::hash::Hash + Eq>(map: &mut HashMap<K, Vec<NodeId>>, key: &K, id: NodeId) {
+fn take<K: std::hash::Hash + Eq>(map: &mut QuickMap<K, Vec<NodeId>>, key: &K, id: NodeId) {
     if let Some(list) = map.get_mut(key) {
         list.retain(|other| *other != id);
         if list.is_empty() {

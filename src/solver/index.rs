@@ -23,7 +23,6 @@
 //! that a run is never repeated because its record was not written yet. The sequence row says when
 //! that is so.
 
-use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
@@ -45,6 +44,8 @@ use crate::db::Db;
 use crate::db::DbError;
 use crate::db::ReadTx;
 use crate::db::WriteTx;
+use crate::oci::QuickMap;
+use crate::oci::QuickSet;
 use crate::ops::Presence;
 use crate::ops::ResultId;
 
@@ -122,8 +123,8 @@ struct Inner {
 struct Behind {
     last: u64,
     additions: VecDeque<(u64, Arc<Stored>)>,
-    links: HashMap<Link, Vec<(u64, Key)>>,
-    records: HashMap<Key, Vec<(u64, Arc<Stored>)>>,
+    links: QuickMap<Link, Vec<(u64, Key)>>,
+    records: QuickMap<Key, Vec<(u64, Arc<Stored>)>>,
 }
 
 impl fmt::Debug for KeyIndex {
@@ -247,7 +248,7 @@ impl Behind {
     }
 }
 
-fn drop_number<K: std::hash::Hash + Eq, T>(map: &mut HashMap<K, Vec<(u64, T)>>, key: &K, number: u64) {
+fn drop_number<K: std::hash::Hash + Eq, T>(map: &mut QuickMap<K, Vec<(u64, T)>>, key: &K, number: u64) {
     if let Some(list) = map.get_mut(key) {
         list.retain(|(n, _)| *n != number);
         if list.is_empty() {
@@ -268,9 +269,11 @@ fn look(tx: &ReadTx, asked: &mut [(&Query, Answer)]) -> Result<(), DbError> {
     {
         for (query, answer) in asked.iter_mut() {
             for (link, found) in query.links.iter().zip(&mut answer.links) {
+                // Rows are told apart by the table: thousands may lead from an input of many vertices.
+                let behind: QuickSet<Key> = found.iter().copied().collect();
                 for row in table.get(link.bytes().as_slice())? {
                     let key = key(row?.value())?;
-                    if !found.contains(&key) {
+                    if !behind.contains(&key) {
                         found.push(key);
                     }
                 }

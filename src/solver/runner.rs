@@ -11,7 +11,6 @@
 //! something that does not come.
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -35,6 +34,7 @@ use super::scheduler::Scheduler;
 use super::scheduler::Shell;
 use crate::ctx::Ctx;
 use crate::db::DbError;
+use crate::oci::QuickMap;
 use crate::ops::CacheMap;
 use crate::ops::CacheOptGetter;
 use crate::ops::LoadError;
@@ -59,7 +59,7 @@ pub type Events<R> = Vec<Event<R>>;
 pub struct Runner<O: Operate> {
     scheduler: Scheduler<O::Output>,
     events: mpsc::UnboundedReceiver<Events<O::Output>>,
-    running: HashMap<TaskNumber, CancellationToken>,
+    running: QuickMap<TaskNumber, CancellationToken>,
     /// Ends of tasks that took no time.
     known: Events<O::Output>,
     /// What the effects of this turn ask of the index.
@@ -97,7 +97,7 @@ impl<O: Operate> Runner<O> {
         tasks: Tasks,
     ) -> Runner<O> {
         let hands = Hands { operate, index, tasks, sender };
-        let (running, known, looks) = (HashMap::new(), Vec::new(), Vec::new());
+        let (running, known, looks) = (QuickMap::default(), Vec::new(), Vec::new());
         Runner { scheduler, events, running, known, looks, hands }
     }
 
@@ -240,8 +240,7 @@ impl<O: Operate> Hands<O> {
             Err(panic) => Err(panicked("cache map", &*panic)),
         };
         if shell.vertex.inputs.is_empty() {
-            shell.progress.start();
-            shell.progress.complete(result.as_ref().err().map(reported));
+            shell.progress.done(result.as_ref().err().map(reported));
         }
         Some(result)
     }

@@ -17,8 +17,6 @@
 //! compares itself with the inputs that changed, not with all.
 
 use std::collections::BTreeMap;
-use std::collections::HashMap;
-use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::ops::Index;
 use std::ops::IndexMut;
@@ -40,6 +38,8 @@ use super::state::NodeId;
 use super::state::Seen;
 use super::state::Slot;
 use super::state::VertexState;
+use crate::oci::QuickMap;
+use crate::oci::QuickSet;
 use crate::ops::CacheOptGetter;
 use crate::ops::Edge;
 use crate::ops::Graph;
@@ -66,10 +66,10 @@ pub struct Shell {
 pub struct Scheduler<R> {
     pub(super) nodes: Nodes<R>,
     /// By digest and whether the cache is ignored.
-    by_digest: HashMap<(VertexDigest, bool), NodeId>,
-    jobs: HashMap<JobNumber, Mine>,
+    by_digest: QuickMap<(VertexDigest, bool), NodeId>,
+    jobs: QuickMap<JobNumber, Mine>,
     waiters: BTreeMap<WaiterNumber, Waiter<R>>,
-    pub(super) tasks: HashMap<TaskNumber, (NodeId, TaskKind)>,
+    pub(super) tasks: QuickMap<TaskNumber, (NodeId, TaskKind)>,
     pub(super) executions: Executions,
     /// Nodes to look at.
     queue: VecDeque<NodeId>,
@@ -92,9 +92,9 @@ pub type Endow<R> = Arc<dyn Fn(R, &CacheOptGetter) -> R + Send + Sync>;
 #[derive(Default)]
 struct Mine {
     /// The one that a vertex was last given.
-    by_digest: HashMap<VertexDigest, NodeId>,
+    by_digest: QuickMap<VertexDigest, NodeId>,
     /// All that it was ever given: one that failed may have been replaced for another job.
-    all: HashSet<NodeId>,
+    all: QuickSet<NodeId>,
 }
 
 /// A caller that waits.
@@ -115,11 +115,11 @@ pub enum TaskKind {
 }
 
 /// The nodes by ID.
-pub struct Nodes<R>(HashMap<NodeId, Node<R>>);
+pub struct Nodes<R>(QuickMap<NodeId, Box<Node<R>>>);
 
 impl<R> Nodes<R> {
     pub fn get(&self, id: NodeId) -> Option<&Node<R>> {
-        self.0.get(&id)
+        self.0.get(&id).map(|node| &**node)
     }
 }
 
@@ -141,11 +141,11 @@ impl<R> IndexMut<NodeId> for Nodes<R> {
 impl<R: Clone> Scheduler<R> {
     pub fn new(sessions: Sessions, endow: Endow<R>) -> Scheduler<R> {
         Scheduler {
-            nodes: Nodes(HashMap::new()),
-            by_digest: HashMap::new(),
-            jobs: HashMap::new(),
+            nodes: Nodes(QuickMap::default()),
+            by_digest: QuickMap::default(),
+            jobs: QuickMap::default(),
             waiters: BTreeMap::new(),
-            tasks: HashMap::new(),
+            tasks: QuickMap::default(),
             executions: Executions::default(),
             queue: VecDeque::new(),
             unwanted: Vec::new(),
@@ -226,6 +226,8 @@ impl<R: Clone> Scheduler<R> {
 
     fn load(&mut self, interest: &Arc<Interest>, graph: &Graph) {
         let mut mine = self.jobs.remove(&interest.job).unwrap_or_default();
+        mine.by_digest.reserve(graph.len());
+        mine.all.reserve(graph.len());
         for vertex in graph.inputs_first() {
             self.steps += 1 + vertex.inputs.len() as u64;
             let id = match self.shareable(vertex, interest.job) {
@@ -253,7 +255,7 @@ impl<R: Clone> Scheduler<R> {
         shared.copied()
     }
 
-    fn create(&mut self, vertex: &Arc<Vertex>, mine: &HashMap<VertexDigest, NodeId>) -> NodeId {
+    fn create(&mut self, vertex: &Arc<Vertex>, mine: &QuickMap<VertexDigest, NodeId>) -> NodeId {
         self.next += 1;
         let id = NodeId(self.next);
         let mut slots = Vec::with_capacity(vertex.inputs.len());
@@ -268,8 +270,8 @@ impl<R: Clone> Scheduler<R> {
                 ask: Level::Nothing,
                 queried: 0,
                 content: Content::Ignored,
-                matched: HashSet::new(),
-                links: HashSet::new(),
+                matched: QuickSet::default(),
+                links: QuickSet::default(),
                 seen: Seen::default(),
             });
         }
@@ -277,7 +279,7 @@ impl<R: Clone> Scheduler<R> {
         let announced = crate::progress::Vertex {
             inputs: vertex.inputs.iter().map(|edge| edge.vertex.0).collect(),
             group: vertex.options.progress_group.clone(),
-            ..crate::progress::Vertex::new(vertex.digest.0, vertex.name.clone())
+            ..crate::progress::Vertex::new(vertex.digest.0, Arc::clone(&vertex.name))
         };
         let shell = Arc::new(Shell {
             vertex: Arc::clone(vertex),
@@ -289,15 +291,16 @@ impl<R: Clone> Scheduler<R> {
         let mut node = Node::new(shell, slots);
         node.touched = (0..node.slots.len() as u32).collect();
         node.fresh = vertex.options.ignore_cache;
-        self.nodes.0.insert(id, node);
+        self.nodes.0.insert(id, Box::new(node));
         self.by_digest.insert((vertex.digest, vertex.options.ignore_cache), id);
         id
     }
 
     /// Gives a job a share in a node and in what it depends on.
     fn attach(&mut self, id: NodeId, interest: &Arc<Interest>) {
-        let mut stack = vec![id];
-        while let Some(id) = stack.pop() {
+        let mut stack = Vec::new();
+        let mut next = Some(id);
+        while let Some(id) = next.take().or_else(|| stack.pop()) {
             let node = &mut self.nodes[id];
             if node.jobs.insert(interest.job, Arc::clone(interest)).is_some() {
                 continue;

@@ -28,8 +28,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::collections::HashMap;
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::error::VertexError;
@@ -42,6 +40,8 @@ use super::key::EdgeKey;
 use super::key::Key;
 use super::scheduler::Shell;
 use crate::oci::Digest;
+use crate::oci::QuickMap;
+use crate::oci::QuickSet;
 use crate::ops::CacheMap;
 use crate::ops::CacheOptGetter;
 use crate::ops::ContentDigest;
@@ -220,7 +220,7 @@ pub struct Node<R> {
     /// The fast keys were looked up.
     pub has_fast: bool,
     /// From how many inputs each key is reached.
-    pub reached: HashMap<Key, u32>,
+    pub reached: QuickMap<Key, u32>,
     /// With whether it was tried.
     pub records: Vec<(Record, bool)>,
     /// The record that a task loads.
@@ -312,9 +312,9 @@ pub struct Slot<R> {
     pub queried: usize,
     pub content: Content<R>,
     /// Keys of this vertex that are reached from a key of the input.
-    pub matched: HashSet<Key>,
+    pub matched: QuickSet<Key>,
     /// By which key of the input each was reached.
-    pub links: HashSet<(EdgeKey, Key)>,
+    pub links: QuickSet<(EdgeKey, Key)>,
     pub seen: Seen,
 }
 
@@ -398,7 +398,7 @@ impl<R> Node<R> {
             fresh: false,
             keys: Vec::new(),
             has_fast: false,
-            reached: HashMap::new(),
+            reached: QuickMap::default(),
             records: Vec::new(),
             loading: None,
             look: Look::default(),

@@ -46,7 +46,7 @@ fn spell(update: Update) -> (&'static str, Value) {
             json!({
                 "digest": vertex.digest.to_string(),
                 "inputs": vertex.inputs.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                "name": vertex.name,
+                "name": &*vertex.name,
                 "started": vertex.started.map(time),
                 "completed": vertex.completed.map(time),
                 "cached": vertex.cached,

@@ -60,9 +60,9 @@ impl Tty {
         let screen = &self.screen;
         self.steps.entry(vertex.digest).or_insert_with(|| {
             let bar = screen.add(ProgressBar::new_spinner().with_style(style(" {spinner} {msg} {elapsed}")));
-            bar.set_message(vertex.name.clone());
+            bar.set_message(vertex.name.to_string());
             bar.enable_steady_tick(TICK);
-            Step { bar, name: vertex.name.clone(), items: HashMap::new() }
+            Step { bar, name: vertex.name.to_string(), items: HashMap::new() }
         })
     }
 

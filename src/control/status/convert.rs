@@ -60,7 +60,7 @@ fn vertex(vertex: &Vertex) -> control::Vertex {
     control::Vertex {
         digest: vertex.digest.to_string(),
         inputs: vertex.inputs.iter().map(ToString::to_string).collect(),
-        name: vertex.name.clone(),
+        name: vertex.name.to_string(),
         cached: vertex.cached,
         started: vertex.started.map(Into::into),
         completed: vertex.completed.map(Into::into),

@@ -89,8 +89,8 @@ fn names_are_those_that_clients_know() {
     b.metadata(two).description.insert("llb.customname".into(), "[base] second".into());
     let merge = b.merge(&[one, two]);
     let graph = b.decode(merge).unwrap();
-    assert_eq!(graph.vertex(&one).unwrap().name, "docker-image://one");
-    assert_eq!(graph.vertex(&merge).unwrap().name, "merge (docker-image://one, [base] second)");
+    assert_eq!(&*graph.vertex(&one).unwrap().name, "docker-image://one");
+    assert_eq!(&*graph.vertex(&merge).unwrap().name, "merge (docker-image://one, [base] second)");
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn names_of_steps_are_those_that_clients_know() {
     let changed = b.op(Some(diff(0, 1)), &[one, file]);
     let top = b.op(Some(diff(-1, 0)), &[changed]);
     let graph = b.decode(top).unwrap();
-    let name = |digest| graph.vertex(&digest).unwrap().name.clone();
+    let name = |digest| graph.vertex(&digest).unwrap().name.to_string();
     assert_eq!(name(run), "sh -c x y");
     assert_eq!(name(file), "mkdir /d, rm /e");
     assert_eq!(name(changed), "diff (docker-image://one) -> (mkdir /d, rm /e)");

@@ -113,7 +113,7 @@ impl Plan {
             let edge = |i: &Input| Edge { vertex: digests[i.vertex], output: i.output };
             vertices.push(Vertex {
                 digest: digests[index],
-                name: behaviour.name.clone(),
+                name: behaviour.name.clone().into(),
                 op: Op::Merge(Merge { inputs: (0..behaviour.inputs.len()).collect() }),
                 platform: Platform::host(),
                 inputs: behaviour.inputs.iter().map(edge).collect(),

@@ -413,9 +413,9 @@ async fn states(job: &Job<Ops>) -> String {
                 (Some(_), None, _, None) => 's',
                 (None, None, _, None) => '-',
             };
-            match last.iter_mut().find(|(name, _)| *name == v.name) {
+            match last.iter_mut().find(|(name, _)| **name == *v.name) {
                 Some((_, old)) => *old = state,
-                None => last.push((v.name.clone(), state)),
+                None => last.push((v.name.to_string(), state)),
             }
         }
     }
