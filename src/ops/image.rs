@@ -153,7 +153,7 @@ impl Images {
         bytes: Option<Bytes>,
         platform: &Platform,
     ) -> Result<Resolution, SourceError> {
-        let origin = Origin { content: &self.content, provider };
-        Resolution::read(ctx, origin, reference.to_string(), root, bytes, platform).await
+        let origin = Origin { content: &self.content, provider, name: reference.to_string() };
+        Resolution::read(ctx, origin, root, bytes, platform).await
     }
 }

@@ -82,8 +82,8 @@ impl Layouts {
             ManifestOrIndex::Index(index) => stated(index.media_type, media_type::OCI_INDEX),
         };
         let root = Descriptor::new(media_type, digest, bytes.len() as u64);
-        let origin = Origin { content: &self.content, provider: Arc::new(provider) };
-        Resolution::read(ctx, origin, name, root, Some(bytes.into()), platform).await
+        let origin = Origin { content: &self.content, provider: Arc::new(provider), name };
+        Resolution::read(ctx, origin, root, Some(bytes.into()), platform).await
     }
 }
 

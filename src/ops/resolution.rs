@@ -56,6 +56,8 @@ pub struct Resolution {
 pub(super) struct Origin<'o> {
     pub(super) content: &'o ContentStore,
     pub(super) provider: Arc<dyn Provider>,
+    /// The image's, for people.
+    pub(super) name: String,
 }
 
 impl Resolution {
@@ -64,11 +66,11 @@ impl Resolution {
     pub(super) async fn read(
         ctx: &Ctx,
         origin: Origin<'_>,
-        name: String,
         root: Descriptor,
         root_bytes: Option<Bytes>,
         platform: &Platform,
     ) -> Result<Resolution, SourceError> {
+        let name = origin.name.clone();
         let mut leases = vec![origin.content.hold(&root.digest)];
         let mut documents = vec![root.digest];
         let mut descriptor = root.clone();
@@ -205,13 +207,24 @@ impl Origin<'_> {
         let prefetched = Prefetched { bytes: bytes.clone(), provider };
         let mut handlers = DescHandlers::new();
         handlers.add(root.digest, DescHandler::new(Arc::new(prefetched)));
-        Ok(self.content.read(ctx, root, &handlers, MAX_MANIFEST_BYTES as u64).await?)
+        self.bytes(ctx, root, &handlers, MAX_MANIFEST_BYTES as u64).await
     }
 
     async fn document(&self, ctx: &Ctx, descriptor: &Descriptor, limit: u64) -> Result<Bytes, SourceError> {
         let mut handlers = DescHandlers::new();
         handlers.add(descriptor.digest, DescHandler::new(Arc::clone(&self.provider)));
-        Ok(self.content.read(ctx, descriptor, &handlers, limit).await?)
+        self.bytes(ctx, descriptor, &handlers, limit).await
+    }
+
+    async fn bytes(
+        &self,
+        ctx: &Ctx,
+        descriptor: &Descriptor,
+        handlers: &DescHandlers,
+        limit: u64,
+    ) -> Result<Bytes, SourceError> {
+        let read = self.content.read(ctx, descriptor, handlers, limit).await;
+        read.map_err(|cause| SourceError::Read { image: self.name.clone(), cause })
     }
 }
 

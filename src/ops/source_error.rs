@@ -16,8 +16,12 @@ use crate::task::TaskFailed;
 pub enum SourceError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    #[error(transparent)]
-    Fetch(#[from] FetchError),
+    #[error("{image}: {cause}")]
+    Read {
+        image: String,
+        #[source]
+        cause: FetchError,
+    },
     #[error("{image}@{digest}: {cause}")]
     Manifest {
         image: String,
@@ -61,7 +65,7 @@ impl SourceError {
             self,
             SourceError::Cancelled
                 | SourceError::Registry(RegistryError::Cancelled { .. })
-                | SourceError::Fetch(FetchError::Cancelled { .. })
+                | SourceError::Read { cause: FetchError::Cancelled { .. }, .. }
                 | SourceError::Layout { cause: ProvideError::Cancelled, .. }
         )
     }

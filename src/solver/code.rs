@@ -203,7 +203,7 @@ fn hash(error: &HashError) -> Option<Code> {
 fn source(error: &SourceError) -> Option<Code> {
     Some(match error {
         SourceError::Registry(inner) => registry(inner),
-        SourceError::Fetch(inner) => fetch(inner),
+        SourceError::Read { cause, .. } => fetch(cause),
         SourceError::Layout { cause, .. } => provide(cause),
         SourceError::Manifest { cause, .. } => match **cause {
             InvalidManifest::TooLarge { .. } => Code::ResourceExhausted,
@@ -378,7 +378,7 @@ mod tests {
         vec![
             Box::new(error.clone()),
             Box::new(OpError::failed(SourceError::Registry(error.clone()))),
-            Box::new(OpError::failed(SourceError::Fetch(fetch.clone()))),
+            Box::new(OpError::failed(SourceError::Read { image: "r".to_owned(), cause: fetch.clone() })),
             Box::new(fetch),
             Box::new(PushError::Registry(error.clone())),
             Box::new(body),
