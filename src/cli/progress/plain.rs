@@ -157,15 +157,14 @@ pub(super) fn name(item: &Item) -> String {
 impl<W: Write + Send> Display for Plain<W> {
     /// What comes together is told together: the end of a vertex stands before its last items in a message.
     fn show(&mut self, updates: Vec<Update>) -> io::Result<()> {
-        let mut touched = Vec::new();
+        let (mut touched, mut warnings) = (Vec::new(), Vec::new());
         for update in updates {
             let digest = match &update {
                 Update::Vertex(vertex) => vertex.digest,
                 Update::Item(item) => item.vertex,
                 Update::Log(log) => log.vertex,
                 Update::Warning(warning) => {
-                    let short = String::from_utf8_lossy(&warning.short).into_owned();
-                    writeln!(self.out, "WARNING: {}", short.trim_end())?;
+                    warnings.push(String::from_utf8_lossy(&warning.short).trim_end().to_owned());
                     continue;
                 }
             };
@@ -187,6 +186,9 @@ impl<W: Write + Send> Display for Plain<W> {
         }
         for digest in &touched {
             self.tell(digest, false)?;
+        }
+        for warning in warnings {
+            writeln!(self.out, "WARNING: {warning}")?;
         }
         self.out.flush()
     }

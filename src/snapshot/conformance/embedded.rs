@@ -237,6 +237,12 @@ async fn what_merged_layers_hide_stays_hidden() {
     for depth in [499, 800] {
         assert_eq!(seen(&s, &chain[..depth]).await, expected, "{depth} layers");
     }
+    // A name that is listed need not be one that is found.
+    s.view(&key("view"), &on(&s, &chain)).await.expect("viewed");
+    let mounted = mount(&s, "view").await;
+    let listed = fs::read_dir(mounted.path().join("only")).expect("listed");
+    let names: Vec<_> = listed.map(|entry| entry.expect("an entry").file_name()).collect();
+    assert_eq!(names, ["kept"]);
 }
 
 fn path_of(line: &str) -> &Path {
