@@ -15,7 +15,6 @@
 //!
 //! As in `overlay.rs`: a copy that is not finished has a temporary name.
 
-use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -124,8 +123,7 @@ impl Show for Showing<'_> {
         let target = self.store.mount_point()?;
         let mounted = bind_read_only(whole, &target);
         if mounted.is_err() {
-            // What can't be removed now is at the next start.
-            let _ = fs::remove_dir(&target);
+            self.store.discard_all([&target]);
         }
         match mounted {
             Ok(()) => Ok(Point::Mount(target)),

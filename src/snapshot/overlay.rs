@@ -1,8 +1,7 @@
 //! Snapshots that share their parents' files through overlay mounts.
 //!
-//! A snapshot's directory has `fs/`, its own changes in overlay's format, and an active one `work/` beside it, and
-//! `points/` if something is mounted in it (`points.rs`). A committed snapshot stands alone: which ones it was made on
-//! is forgotten. What is mounted:
+//! A snapshot's directory has `fs/`, its own changes in overlay's format. A committed snapshot stands alone: which ones
+//! it was made on is forgotten. What is mounted:
 //!
 //! | snapshot | parents | |
 //! |---|---|---|
@@ -12,6 +11,10 @@
 //! | view | some | an overlay of them and an empty directory: the lowest one may hide what is not there |
 //!
 //! A chain that is too deep for the kernel is mounted with its lowest layers merged (`squash.rs`).
+//!
+//! What a mount needs for itself is in the directory that it hides, and goes with it: the working directory of the
+//! kernel, and a layer of mount points (`points.rs`). Whoever mounts what [`Snapshotter::mounts`] lists gets a working
+//! directory in the snapshot's own.
 //!
 //! # Locking
 //!
@@ -23,8 +26,8 @@
 //!
 //! A snapshot is made whole under a temporary name and appears by a rename; commit and removal are one rename each.
 //! Opening unmounts what is mounted below the root and empties `temporary/` and `mounts/`. Overlays are mounted as
-//! *volatile*: nothing is synced but by [`Snapshotter::sync`], and the working directory is made anew for each mount, as
-//! the kernel refuses to reuse one after a crash.
+//! *volatile*: nothing is synced but by [`Snapshotter::sync`], and each mount has a working directory of its own, as the
+//! kernel refuses to reuse one after a crash.
 
 use std::fs;
 use std::io;
@@ -59,13 +62,14 @@ use super::stale;
 use super::store::FS;
 use super::store::Store;
 use super::store::make_tree;
+use super::store::make_unless_there;
 use crate::fs::Last;
 use crate::fs::MetaChange;
 use crate::fs::Root;
 use crate::task::Tasks;
 
 const WORK: &str = "work";
-/// A layer below all others, while it is mounted with mount points.
+/// A layer below all others.
 const POINTS: &str = "points";
 
 /// Needs root (or `CAP_SYS_ADMIN`) and a file system that can be an upper directory. Clones are handles of the same
@@ -90,10 +94,7 @@ impl OverlaySnapshotter {
         let store = Arc::new(Store::open(root, false)?);
         let squashed = Squashed::open(&store)?;
         let nothing = store.root().join("nothing");
-        match fs::create_dir(&nothing) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            other => other.map_err(SnapshotError::io("make", &nothing))?,
-        }
+        make_unless_there(&nothing)?;
         Ok(OverlaySnapshotter { inner: Arc::new(Inner { store, squashed, nothing }), tasks })
     }
 
@@ -181,22 +182,24 @@ impl Inner {
         copy().map_err(SnapshotError::fs(tree))
     }
 
-    /// What to mount, if an overlay is needed; `points`: with a layer of mount points.
-    fn overlay(&self, info: &SnapshotInfo, points: bool) -> Result<Option<Overlay>, SnapshotError> {
-        if info.parents.is_empty() {
-            return Ok(None);
-        }
-        let path = self.store.path(info.kind, &info.key);
+    /// What to mount for a snapshot with parents, with `work` as the working directory and `points` as a layer of mount
+    /// points.
+    fn overlay(
+        &self,
+        info: &SnapshotInfo,
+        work: PathBuf,
+        points: Option<PathBuf>,
+    ) -> Result<Overlay, SnapshotError> {
         let (lowest, upper) = match info.kind {
             // The lowest one shows whatever it has, whiteouts too, unless something is below it.
             SnapshotKind::View => (Some(self.nothing.clone()), None),
             SnapshotKind::Active | SnapshotKind::Committed => {
-                (points.then(|| path.join(POINTS)), Some((path.join(FS), path.join(WORK))))
+                (points, Some((self.store.path(info.kind, &info.key).join(FS), work)))
             }
         };
         let limit = MAX_LOWER - usize::from(lowest.is_some());
         let lower = self.squashed.lower(&self.store, &info.parents, limit)?;
-        Ok(Some(Overlay { lower, lowest, upper }))
+        Ok(Overlay { lower, lowest, upper })
     }
 }
 
@@ -209,24 +212,16 @@ struct Showing<'a> {
 
 impl Show for Showing<'_> {
     fn show(&self) -> Result<Point, SnapshotError> {
-        let store = &self.inner.store;
+        let (store, info) = (&self.inner.store, self.info);
+        if info.parents.is_empty() {
+            return match info.kind {
+                SnapshotKind::View => self.show_read_only(&self.inner.nothing),
+                _ => Ok(Point::Directory(store.path(info.kind, &info.key).join(FS))),
+            };
+        }
         let mut points = Points::among(self.points);
         loop {
-            let Some(overlay) = self.inner.overlay(self.info, !points.is_empty())? else {
-                return match self.info.kind {
-                    SnapshotKind::View => self.show_read_only(&self.inner.nothing),
-                    _ => Ok(Point::Directory(store.path(self.info.kind, &self.info.key).join(FS))),
-                };
-            };
-            if let Some((_, work)) = &overlay.upper {
-                self.empty(work)?;
-            }
-            if let (Some(lowest), false) = (&overlay.lowest, points.is_empty()) {
-                self.empty(lowest)?;
-                let make = || points.make(&Root::open(lowest)?);
-                make().map_err(SnapshotError::fs(lowest))?;
-            }
-            let shown = mounted(store, |target| overlay.mount(store.names(), target))?;
+            let shown = mounted(store, |target| self.mount(target, &points))?;
             if points.is_empty() {
                 return Ok(shown);
             }
@@ -234,7 +229,7 @@ impl Show for Showing<'_> {
             match look().map_err(SnapshotError::fs(shown.path())) {
                 Ok(false) => return Ok(shown),
                 // Most directories are in some layer and no links, so this is rarely mounted twice.
-                looked => unmount_at_once(shown.path()).and(looked)?,
+                looked => unmount_at_once(store, shown.path()).and(looked)?,
             };
         }
     }
@@ -247,25 +242,27 @@ impl Show for Showing<'_> {
 }
 
 impl Showing<'_> {
-    /// Makes an empty directory anew.
-    fn empty(&self, path: &Path) -> Result<(), SnapshotError> {
-        self.inner.store.discard(path)?;
-        fs::create_dir(path).map_err(SnapshotError::io("make", path))
+    /// Mounts on `target`, with what it takes below it.
+    fn mount(&self, target: &Path, points: &Points) -> Result<(), SnapshotError> {
+        let make = |path: &PathBuf| fs::create_dir(path).map_err(SnapshotError::io("make", path));
+        let work = target.join(WORK);
+        if self.info.kind != SnapshotKind::View {
+            make(&work)?;
+        }
+        let layer = (!points.is_empty()).then(|| target.join(POINTS));
+        if let Some(layer) = &layer {
+            make(layer)?;
+            let make = || points.make(&Root::open(layer)?);
+            make().map_err(SnapshotError::fs(layer))?;
+        }
+        self.inner.overlay(self.info, work, layer)?.mount(self.inner.store.names(), target)
     }
 }
 
 /// Undoes a mount that nobody has seen.
-fn unmount_at_once(path: &Path) -> Result<(), SnapshotError> {
+fn unmount_at_once(store: &Store, path: &Path) -> Result<(), SnapshotError> {
     rustix::mount::unmount(path, UnmountFlags::DETACH).map_err(SnapshotError::io("unmount", path))?;
-    fs::remove_dir(path).map_err(SnapshotError::io("remove", path))
-}
-
-/// Moves a directory, if there is one.
-fn move_away(from: &Path, to: &Path) -> Result<(), SnapshotError> {
-    match fs::rename(from, to) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.map_err(SnapshotError::io("move", from)),
-    }
+    store.discard(path)
 }
 
 /// Mounts on a new mount point.
@@ -277,8 +274,7 @@ pub(super) fn mounted(
     match mount(&target) {
         Ok(()) => Ok(Point::Mount(target)),
         Err(error) => {
-            // What can't be removed now is at the next start.
-            let _ = fs::remove_dir(&target);
+            store.discard_all([target]);
             Err(error)
         }
     }
@@ -309,16 +305,20 @@ impl Snapshotter for OverlaySnapshotter {
         self.run("list mounts", move |inner| {
             let info = inner.store.stat(&key)?;
             let path = inner.store.path(info.kind, &key);
-            match (inner.overlay(&info, false)?, info.kind) {
-                (_, SnapshotKind::Committed) => Err(SnapshotError::WrongKind {
-                    key,
-                    actual: info.kind,
-                    action: "mount: make a view of it",
-                }),
-                (Some(overlay), _) => Ok(vec![overlay.describe()]),
-                (None, SnapshotKind::View) => Ok(vec![Mount::bind(&inner.nothing, true)]),
-                (None, SnapshotKind::Active) => Ok(vec![Mount::bind(&path.join(FS), false)]),
-            }
+            let mount = match (info.kind, info.parents.is_empty()) {
+                (actual @ SnapshotKind::Committed, _) => {
+                    return Err(SnapshotError::WrongKind { key, actual, action: "mount: make a view of it" });
+                }
+                (SnapshotKind::View, true) => Mount::bind(&inner.nothing, true),
+                (SnapshotKind::Active, true) => Mount::bind(&path.join(FS), false),
+                (SnapshotKind::View, false) => inner.overlay(&info, path.join(WORK), None)?.describe(),
+                (SnapshotKind::Active, false) => {
+                    let work = path.join(WORK);
+                    make_unless_there(&work)?;
+                    inner.overlay(&info, work, None)?.describe()
+                }
+            };
+            Ok(vec![mount])
         })
         .await
     }
@@ -338,19 +338,11 @@ impl Snapshotter for OverlaySnapshotter {
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<(), SnapshotError> {
         let (name, key) = (name.clone(), key.clone());
-        let (inner, trash, committed) = self
-            .run("commit snapshot", move |inner| {
-                let trash = [WORK, POINTS].map(|name| (name, inner.store.temporary()));
-                let committed = inner.store.commit(&name, &key, |path| {
-                    trash.iter().try_for_each(|(name, trash)| move_away(&path.join(name), trash))
-                });
-                Ok((Arc::clone(inner), trash, committed))
-            })
-            .await?;
-        // Nobody waits for the file system that empties them.
-        let discard = move || inner.store.discard_all(trash.iter().map(|(_, trash)| trash));
-        drop(self.tasks.spawn_blocking("discard a working directory", discard));
-        committed
+        self.run("commit snapshot", move |inner| {
+            // There is one if somebody asked for what to mount.
+            inner.store.commit(&name, &key, |path| inner.store.discard(&path.join(WORK)))
+        })
+        .await
     }
 
     async fn remove(&self, key: &SnapshotKey) -> Result<(), SnapshotError> {

@@ -1,6 +1,5 @@
 //! [`Slot`]: the mounts of one snapshot, shared by all who hold it.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
@@ -9,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
+use std::sync::mpsc::Sender;
 
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
@@ -47,7 +47,7 @@ struct Place {
 /// A directory that shows a snapshot.
 #[derive(Debug)]
 pub(super) enum Point {
-    /// Mounted there, on a directory that goes with it.
+    /// Mounted there, on a directory that goes with it and has what else it needs.
     Mount(PathBuf),
     /// The snapshot's own directory.
     Directory(PathBuf),
@@ -90,7 +90,7 @@ impl Hold {
         read_only: bool,
         show: &dyn Show,
     ) -> Result<Hold, SnapshotError> {
-        match slot.enter(read_only, show, tasks) {
+        match slot.enter(read_only, show, store, tasks) {
             Ok(path) => {
                 let (store, key, tasks) = (Arc::clone(store), key.clone(), tasks.clone());
                 Ok(Hold { store, key, slot, tasks, read_only, path })
@@ -109,13 +109,19 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.slot.leave(self.read_only, &self.tasks);
+        self.slot.leave(self.read_only, &self.store, &self.tasks);
         self.store.release(&self.key);
     }
 }
 
 impl Slot {
-    fn enter(&self, read_only: bool, show: &dyn Show, tasks: &Tasks) -> Result<PathBuf, SnapshotError> {
+    fn enter(
+        &self,
+        read_only: bool,
+        show: &dyn Show,
+        store: &Arc<Store>,
+        tasks: &Tasks,
+    ) -> Result<PathBuf, SnapshotError> {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         if shown.whole.at.is_none() {
             // A clone is of the same file system.
@@ -127,17 +133,17 @@ impl Slot {
         }
         let clone = shown.read_only.enter(|| show.show_read_only(&whole));
         if clone.is_err() {
-            shown.whole.leave(tasks);
+            shown.whole.leave(store, tasks);
         }
         clone
     }
 
-    fn leave(&self, read_only: bool, tasks: &Tasks) {
+    fn leave(&self, read_only: bool, store: &Arc<Store>, tasks: &Tasks) {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         if read_only {
-            shown.read_only.leave(tasks);
+            shown.read_only.leave(store, tasks);
         }
-        shown.whole.leave(tasks);
+        shown.whole.leave(store, tasks);
     }
 }
 
@@ -165,13 +171,13 @@ impl Place {
         }
     }
 
-    fn leave(&mut self, tasks: &Tasks) {
+    fn leave(&mut self, store: &Arc<Store>, tasks: &Tasks) {
         self.holders -= 1;
         if self.holders > 0 {
             return;
         }
         if let Some(Point::Mount(path)) = self.at.take() {
-            match unmount(&path, tasks) {
+            match unmount(path.clone(), store, tasks) {
                 Ok(closing) => self.closing = closing,
                 // What can't be unmounted now is at the next start.
                 Err(error) => {
@@ -184,19 +190,23 @@ impl Place {
 
 /// Nobody finds the mount when this returns. The kernel then frees what it kept in memory of the files that were looked
 /// at, which takes the longer the more they are: that is done by who closes the file system last, a blocking task if
-/// this is called from asynchronous work. What is returned ends after that.
-fn unmount(path: &Path, tasks: &Tasks) -> io::Result<Option<Receiver<()>>> {
+/// this is called from asynchronous work. What is returned ends after that. Then the directory goes: where the kernel
+/// tells the disk of each block that gets free, milliseconds for each of those in it.
+fn unmount(path: PathBuf, store: &Arc<Store>, tasks: &Tasks) -> io::Result<Option<Receiver<()>>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let last = rustix::fs::open(path, flags, Mode::empty())?;
-    rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
-    fs::remove_dir(path)?;
+    let last = rustix::fs::open(&path, flags, Mode::empty())?;
+    rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+    let store = Arc::clone(store);
     if tokio::runtime::Handle::try_current().is_err() {
+        drop(last);
+        store.discard_all([path]);
         return Ok(None);
     }
     let (closed, closing) = mpsc::channel();
     drop(tasks.spawn_blocking("close mount", move || {
         drop(last);
-        drop(closed);
+        drop::<Sender<()>>(closed);
+        store.discard_all([path]);
     }));
     Ok(Some(closing))
 }

@@ -6,7 +6,7 @@
 //!   views/<key>/
 //!   committed/<name>/
 //!   temporary/<n>      a snapshot on its way in or out
-//!   mounts/<n>         mount points, while they are used
+//!   mounts/<n>         mount points, while they are used, and what their mounts need besides
 //!   l/<name>           links to trees that were mounted below others
 //! ```
 //!
@@ -128,10 +128,7 @@ impl Store {
         let store = Store { root, chained, next: AtomicU64::new(0), names, table };
         for name in KINDS.map(directory).into_iter().chain(["temporary", "mounts"]) {
             let path = store.root.join(name);
-            match fs::create_dir(&path) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                other => other.map_err(SnapshotError::io("make", &path))?,
-            }
+            make_unless_there(&path)?;
         }
         for name in ["temporary", "mounts"] {
             store.empty(&store.root.join(name))?;
@@ -619,6 +616,14 @@ impl Table {
         let stands =
             |by: &&SnapshotKey| parents(by).is_some_and(|parents| parents.iter().any(|one| one == key));
         if below.contains(key) { deep.iter().find(stands).cloned() } else { None }
+    }
+}
+
+/// Makes a directory, unless it is there.
+pub(super) fn make_unless_there(path: &Path) -> Result<(), SnapshotError> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.map_err(SnapshotError::io("make", path)),
     }
 }
 
