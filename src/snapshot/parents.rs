@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use super::SnapshotKey;
 
 /// So many of the lowest are a *block*, as many above them are the next one, and so on: see `squash.rs`.
-pub(super) const BLOCK: usize = 250;
+pub(super) const BLOCK: usize = 50;
 
 /// Snapshots that lie on each other. Clones are the same list.
 #[derive(Clone, Default)]

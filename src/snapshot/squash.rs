@@ -1,12 +1,16 @@
-//! Chains of layers that are deeper than overlay can mount.
+//! Chains of many layers.
 //!
-//! The lowest layers of such a chain are merged in *blocks*, each of [`BLOCK`] layers and in one directory, with hard links
-//! to their files, so it costs directories only:
+//! A mount takes the longer the more layers it has, and so does each look for a file in it, and the kernel takes no more
+//! than [`MAX_LOWER`](super::mount::MAX_LOWER). So the lowest layers of a long chain are merged in *blocks*, each of
+//! [`BLOCK`] layers and in one directory, with hard links to their files, so it costs directories only:
 //!
 //! ```text
-//!   1 .. 250 | 251 .. 500 | 501, 502, ...        all of 501 to 998 layers but the lowest 250, the lowest 500 of more
-//!   merged     merged       as they are
+//!   1 .. 50 | 51 .. 100 | 101, 102, ...        of 114 to 162 layers
+//!   merged    merged      as they are
 //! ```
+//!
+//! Blocks of few files are merged in chains of more than [`SHALLOW`] layers. To merge one of many takes long, so that is
+//! done only where it must be.
 //!
 //! A block says what its layers say of those below it, removals included, so that it does not depend on them: a chain that
 //! gets one more layer has the blocks that it had, and each layer is merged once. Merged ones are kept below
@@ -38,6 +42,7 @@ use super::parents::BLOCK;
 use super::parents::Block;
 use super::store::FS;
 use super::store::Store;
+use super::store::make_unless_there;
 use crate::fs::CopyOptions;
 use crate::fs::FsError;
 use crate::fs::Kind;
@@ -59,6 +64,11 @@ const OPAQUE: &str = "trusted.overlay.opaque";
 /// is there only.
 const ORIGIN: &str = "trusted.overlay.origin";
 
+/// Layers of a chain that are mounted as they are.
+const SHALLOW: usize = 64;
+/// Files and directories of a block that is merged for speed alone: some tens of milliseconds, for once.
+const FEW: usize = 1_000;
+
 #[derive(Debug)]
 pub(super) struct Squashed {
     root: PathBuf,
@@ -67,12 +77,21 @@ pub(super) struct Squashed {
 
 #[derive(Default, Debug)]
 struct Table {
-    /// By name, whether it is made. Its mutex is held meanwhile.
-    all: HashMap<String, Arc<Mutex<bool>>>,
-    /// What those that are made are made of.
+    /// By name. Its mutex is held while it is made.
+    all: HashMap<String, Arc<Mutex<State>>>,
+    /// What they are made of.
     layers: HashMap<String, Vec<SnapshotKey>>,
     /// The names of those that a layer is part of.
     of: HashMap<SnapshotKey, HashSet<String>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+enum State {
+    #[default]
+    Unknown,
+    /// It was looked at, and has more than [`FEW`] files.
+    Large,
+    Made,
 }
 
 impl Table {
@@ -101,20 +120,17 @@ impl Table {
     }
 }
 
-/// How many blocks of `count` layers are merged, so that the rest and they are no more than `limit`.
-fn merged(count: usize, limit: usize) -> usize {
+/// How many blocks of `count` layers are merged, so that the rest and they are no more than [`SHALLOW`], if they can be.
+fn wanted(count: usize) -> usize {
     // A merged block is one layer itself.
-    count.saturating_sub(limit).div_ceil(BLOCK - 1)
+    count.saturating_sub(SHALLOW).div_ceil(BLOCK - 1).min(count / BLOCK)
 }
 
 impl Squashed {
     /// Removes those of which a layer is missing, and those of another boot.
     pub(super) fn open(store: &Store) -> Result<Squashed, SnapshotError> {
         let root = store.root().join("squashed");
-        match fs::create_dir(&root) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            other => other.map_err(SnapshotError::io("make", &root))?,
-        }
+        make_unless_there(&root)?;
         let (boot, now) = (store.root().join(BOOT), BootId::current().to_string());
         let trusted = fs::read_to_string(&boot).is_ok_and(|then| then == now);
         let mut table = Table::default();
@@ -129,7 +145,7 @@ impl Squashed {
                         && layers.iter().all(|key| store.kind(key).is_some()) =>
                 {
                     let name = entry.file_name().to_string_lossy().into_owned();
-                    table.all.insert(name.clone(), Arc::new(Mutex::new(true)));
+                    table.all.insert(name.clone(), Arc::new(Mutex::new(State::Made)));
                     table.note(name, layers);
                 }
                 _ => {
@@ -151,36 +167,61 @@ impl Squashed {
         layers: &Parents,
         limit: usize,
     ) -> Result<Vec<PathBuf>, SnapshotError> {
-        let (above, blocks) = layers.blocks(merged(layers.count(), limit));
+        let (above, blocks) = layers.blocks(wanted(layers.count()));
         let mut lower: Vec<_> = above.map(|key| store.tree(key)).collect();
+        let mut merged = Vec::new();
         for block in blocks {
-            lower.push(self.get(store, &block)?);
+            merged.push((self.get(store, &block, FEW)?, block));
+        }
+        let layers = |found: &Option<PathBuf>| if found.is_some() { 1 } else { BLOCK };
+        let mut count = lower.len() + merged.iter().map(|(found, _)| layers(found)).sum::<usize>();
+        // The lowest comes last, and is in most chains.
+        for (found, block) in merged.iter_mut().rev().filter(|(found, _)| found.is_none()) {
+            if count > limit {
+                *found = self.get(store, block, usize::MAX)?;
+                count -= BLOCK - 1;
+            }
+        }
+        for (found, block) in merged {
+            match found {
+                Some(found) => lower.push(found),
+                None => lower.extend(block.keys().iter().rev().map(|key| store.tree(key))),
+            }
         }
         Ok(lower)
     }
 
-    fn get(&self, store: &Store, block: &Block<'_>) -> Result<PathBuf, SnapshotError> {
+    /// A merged block; none if it would have to be merged now and has more than `few` files.
+    fn get(&self, store: &Store, block: &Block<'_>, few: usize) -> Result<Option<PathBuf>, SnapshotError> {
         let text = |layers: &[SnapshotKey]| -> String {
             layers.iter().flat_map(|key| [key.as_str(), "\n"]).collect()
         };
         let place = if block.is_lowest() { "lowest" } else { "above others" };
         let name = block.name(|| Digest::sha256(format!("{place}\n{}", text(&block.keys()))).hex());
         let path = self.root.join(name);
-        let made = Arc::clone(self.table().all.entry(name.to_owned()).or_default());
-        let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*made {
+        let state = Arc::clone(self.table().all.entry(name.to_owned()).or_default());
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_tried = match *state {
+            State::Unknown => true,
+            State::Large => few > FEW,
+            State::Made => false,
+        };
+        if is_tried {
             let (layers, temporary) = (block.keys(), store.temporary());
-            let done = make(store, &layers, block.is_lowest(), &text(&layers), &temporary)
-                .and_then(|()| fs::rename(&temporary, &path).map_err(SnapshotError::io("make", &path)));
-            if let Err(error) = done {
-                // What can't be removed now is at the next start.
-                let _ = store.discard(&temporary);
-                return Err(error);
-            }
+            let done = make(store, &layers, block.is_lowest(), &text(&layers), &temporary, few).and_then(
+                |is_whole| {
+                    match is_whole {
+                        true => fs::rename(&temporary, &path).map_err(SnapshotError::io("make", &path)),
+                        false => store.discard(&temporary),
+                    }
+                    .map(|()| is_whole)
+                },
+            );
+            let is_whole = done.inspect_err(|_| store.discard_all([&temporary]))?;
             self.table().note(name.to_owned(), layers);
-            *made = true;
+            *state = if is_whole { State::Made } else { State::Large };
         }
-        Ok(path.join(FS))
+        Ok((*state == State::Made).then(|| path.join(FS)))
     }
 
     /// Moves those that `layer` is part of out of their places. Returns where they are, to be discarded.
@@ -191,8 +232,12 @@ impl Squashed {
         for name in doomed {
             let (path, trash) = (self.root.join(name), store.temporary());
             store.names().forget(&path.join(FS))?;
-            fs::rename(&path, &trash).map_err(SnapshotError::io("remove", &path))?;
-            moved.push(trash);
+            match fs::rename(&path, &trash) {
+                Ok(()) => moved.push(trash),
+                // It was not merged.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(SnapshotError::io("remove", &path)(error)),
+            }
         }
         Ok(moved)
     }
@@ -202,25 +247,30 @@ impl Squashed {
     }
 }
 
+/// Merges layers in a new directory. False if it gave up, as they have more than `few` files.
 fn make(
     store: &Store,
     layers: &[SnapshotKey],
     is_lowest: bool,
     text: &str,
     path: &Path,
-) -> Result<(), SnapshotError> {
+    few: usize,
+) -> Result<bool, SnapshotError> {
     let tree = path.join(FS);
     for dir in [path, &tree] {
         fs::create_dir(dir).map_err(SnapshotError::io("make", dir))?;
     }
     let list = path.join(LAYERS);
     fs::write(&list, text).map_err(SnapshotError::io("write", &list))?;
-    let merge = || -> Result<(), FsError> {
-        let mut merge = Merge { to: Root::open(&tree)?, is_lowest, directories: BTreeMap::new() };
+    let merge = || -> Result<bool, FsError> {
+        let mut merge = Merge { to: Root::open(&tree)?, is_lowest, left: few, directories: BTreeMap::new() };
         for key in layers {
-            merge.add(&Root::open(store.tree(key))?)?;
+            if !merge.add(&Root::open(store.tree(key))?)? {
+                return Ok(false);
+            }
         }
-        merge.finish()
+        merge.finish()?;
+        Ok(true)
     };
     merge().map_err(SnapshotError::fs(&tree))
 }
@@ -230,6 +280,8 @@ struct Merge {
     to: Root,
     /// Nothing is below it, so that there is nothing to hide.
     is_lowest: bool,
+    /// How many more entries there may be.
+    left: usize,
     directories: BTreeMap<PathBuf, Directory>,
 }
 
@@ -244,9 +296,12 @@ struct Directory {
 }
 
 impl Merge {
-    fn add(&mut self, layer: &Root) -> Result<(), FsError> {
+    /// False if that are too many entries.
+    fn add(&mut self, layer: &Root) -> Result<bool, FsError> {
         for entry in layer.walk("/")? {
             let entry = entry?;
+            let Some(left) = self.left.checked_sub(1) else { return Ok(false) };
+            self.left = left;
             let path = &entry.path;
             if entry.meta.is_whiteout() {
                 self.remove(path)?;
@@ -258,7 +313,7 @@ impl Merge {
                 copy_tree(layer, path, &self.to, path, &CopyOptions { link: true })?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn add_directory(&mut self, path: &Path, meta: Meta, mut xattrs: Xattrs) -> Result<(), FsError> {
@@ -329,16 +384,16 @@ impl Merge {
 
 #[cfg(test)]
 mod tests {
-    use super::super::mount::MAX_LOWER;
     use super::*;
 
     #[test]
-    fn no_more_blocks_are_merged_than_what_is_needed() {
+    fn no_more_blocks_are_merged_than_what_is_wanted() {
         for count in 0..20_000 {
-            let blocks = merged(count, MAX_LOWER);
+            let blocks = wanted(count);
             let mounted = |blocks: usize| count.checked_sub(blocks * BLOCK).map(|above| above + blocks);
-            assert!(mounted(blocks).is_some_and(|mounted| mounted <= MAX_LOWER), "{count}: {blocks}");
-            assert!(blocks == 0 || mounted(blocks - 1).is_none_or(|mounted| mounted > MAX_LOWER));
+            let is_all = count - blocks * BLOCK < BLOCK;
+            assert!(mounted(blocks).is_some_and(|mounted| mounted <= SHALLOW || is_all), "{count}: {blocks}");
+            assert!(blocks == 0 || mounted(blocks - 1).is_some_and(|mounted| mounted > SHALLOW));
         }
     }
 }
