@@ -20,6 +20,7 @@ mod parents;
 mod points;
 mod removal;
 mod slot;
+mod spots;
 mod squash;
 mod stale;
 mod store;

@@ -33,6 +33,7 @@ use super::SnapshotKind;
 use super::SnapshotUsage;
 use super::Snapshotter;
 use super::mount::bind_read_only;
+use super::points::Points;
 use super::removal;
 use super::slot::Hold;
 use super::slot::Point;
@@ -120,15 +121,16 @@ impl Show for Showing<'_> {
     }
 
     fn show_read_only(&self, whole: &Path) -> Result<Point, SnapshotError> {
-        let target = self.store.mount_point()?;
-        let mounted = bind_read_only(whole, &target);
-        if mounted.is_err() {
-            self.store.discard_all([&target]);
-        }
+        let mut is_refused = false;
+        let mounted = self.store.spots().mount(&Points::default(), |spot| {
+            bind_read_only(whole, spot.path()).map_err(|errno| {
+                is_refused = errno == Errno::PERM;
+                SnapshotError::io("mount read-only on", spot.path())(errno)
+            })
+        });
         match mounted {
-            Ok(()) => Ok(Point::Mount(target)),
-            Err(Errno::PERM) => Ok(Point::Directory(whole.to_path_buf())),
-            Err(errno) => Err(SnapshotError::io("mount read-only on", &target)(errno)),
+            Err(_) if is_refused => Ok(Point::Directory(whole.to_path_buf())),
+            mounted => mounted.map(Point::Mount),
         }
     }
 }

@@ -10,11 +10,10 @@
 //! | view | none | an empty directory, read-only |
 //! | view | some | an overlay of them and an empty directory: the lowest one may hide what is not there |
 //!
-//! A chain that is too deep for the kernel is mounted with its lowest layers merged (`squash.rs`).
+//! A long chain is mounted with its lowest layers merged (`squash.rs`).
 //!
-//! What a mount needs for itself is in the directory that it hides, and goes with it: the working directory of the
-//! kernel, and a layer of mount points (`points.rs`). Whoever mounts what [`Snapshotter::mounts`] lists gets a working
-//! directory in the snapshot's own.
+//! The working directory is of the spot that it is mounted on (`spots.rs`). Whoever mounts what [`Snapshotter::mounts`]
+//! lists gets one in the snapshot's own directory.
 //!
 //! # Locking
 //!
@@ -25,7 +24,7 @@
 //! # Crash consistency
 //!
 //! A snapshot is made whole under a temporary name and appears by a rename; commit and removal are one rename each.
-//! Opening unmounts what is mounted below the root and empties `temporary/` and `mounts/`. Overlays are mounted as
+//! Opening unmounts what is mounted below the root and empties `temporary/`. Overlays are mounted as
 //! *volatile*: nothing is synced but by [`Snapshotter::sync`], and each mount has a working directory of its own, as the
 //! kernel refuses to reuse one after a crash.
 
@@ -57,6 +56,7 @@ use super::removal;
 use super::slot::Hold;
 use super::slot::Point;
 use super::slot::Show;
+use super::spots::Spot;
 use super::squash::Squashed;
 use super::stale;
 use super::store::FS;
@@ -69,8 +69,6 @@ use crate::fs::Root;
 use crate::task::Tasks;
 
 const WORK: &str = "work";
-/// A layer below all others.
-const POINTS: &str = "points";
 
 /// Needs root (or `CAP_SYS_ADMIN`) and a file system that can be an upper directory. Clones are handles of the same
 /// one.
@@ -221,63 +219,37 @@ impl Show for Showing<'_> {
         }
         let mut points = Points::among(self.points);
         loop {
-            let shown = mounted(store, |target| self.mount(target, &points))?;
+            let spot = store.spots().mount(&points, |spot| {
+                let overlay = self.inner.overlay(info, spot.work(), spot.points())?;
+                overlay.mount(store.names(), spot.path())
+            })?;
             if points.is_empty() {
-                return Ok(shown);
+                return Ok(Point::Mount(spot));
             }
-            let mut look = || points.settle(&Root::open(shown.path())?);
-            match look().map_err(SnapshotError::fs(shown.path())) {
-                Ok(false) => return Ok(shown),
+            let mut look = || points.settle(&Root::open(spot.path())?);
+            match look().map_err(SnapshotError::fs(spot.path())) {
+                Ok(false) => return Ok(Point::Mount(spot)),
                 // Most directories are in some layer and no links, so this is rarely mounted twice.
-                looked => unmount_at_once(store, shown.path()).and(looked)?,
+                looked => unmount_at_once(store, spot).and(looked)?,
             };
         }
     }
 
     fn show_read_only(&self, whole: &Path) -> Result<Point, SnapshotError> {
-        mounted(&self.inner.store, |target| {
-            bind_read_only(whole, target).map_err(SnapshotError::io("mount read-only on", target))
-        })
-    }
-}
-
-impl Showing<'_> {
-    /// Mounts on `target`, with what it takes below it.
-    fn mount(&self, target: &Path, points: &Points) -> Result<(), SnapshotError> {
-        let make = |path: &PathBuf| fs::create_dir(path).map_err(SnapshotError::io("make", path));
-        let work = target.join(WORK);
-        if self.info.kind != SnapshotKind::View {
-            make(&work)?;
-        }
-        let layer = (!points.is_empty()).then(|| target.join(POINTS));
-        if let Some(layer) = &layer {
-            make(layer)?;
-            let make = || points.make(&Root::open(layer)?);
-            make().map_err(SnapshotError::fs(layer))?;
-        }
-        self.inner.overlay(self.info, work, layer)?.mount(self.inner.store.names(), target)
+        let mounted = self.inner.store.spots().mount(&Points::default(), |spot| {
+            let path = spot.path();
+            bind_read_only(whole, path).map_err(SnapshotError::io("mount read-only on", path))
+        });
+        mounted.map(Point::Mount)
     }
 }
 
 /// Undoes a mount that nobody has seen.
-fn unmount_at_once(store: &Store, path: &Path) -> Result<(), SnapshotError> {
+fn unmount_at_once(store: &Store, spot: Spot) -> Result<(), SnapshotError> {
+    let path = spot.path();
     rustix::mount::unmount(path, UnmountFlags::DETACH).map_err(SnapshotError::io("unmount", path))?;
-    store.discard(path)
-}
-
-/// Mounts on a new mount point.
-pub(super) fn mounted(
-    store: &Store,
-    mount: impl FnOnce(&Path) -> Result<(), SnapshotError>,
-) -> Result<Point, SnapshotError> {
-    let target = store.mount_point()?;
-    match mount(&target) {
-        Ok(()) => Ok(Point::Mount(target)),
-        Err(error) => {
-            store.discard_all([target]);
-            Err(error)
-        }
-    }
+    store.spots().give_back(spot);
+    Ok(())
 }
 
 #[async_trait]

@@ -39,7 +39,7 @@ pub enum PointKind {
 const UNSEEN: u32 = 0;
 
 /// The mount points that a layer can have, by paths relative to its root.
-#[derive(Debug)]
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(super) struct Points(BTreeMap<PathBuf, PointKind>);
 
 impl Points {

@@ -16,6 +16,7 @@ use rustix::mount::UnmountFlags;
 
 use super::SnapshotError;
 use super::SnapshotKey;
+use super::spots::Spot;
 use super::store::Store;
 use crate::task::Tasks;
 
@@ -47,16 +48,17 @@ struct Place {
 /// A directory that shows a snapshot.
 #[derive(Debug)]
 pub(super) enum Point {
-    /// Mounted there, on a directory that goes with it and has what else it needs.
-    Mount(PathBuf),
+    Mount(Spot),
     /// The snapshot's own directory.
     Directory(PathBuf),
 }
 
 impl Point {
     pub(super) fn path(&self) -> &Path {
-        let (Point::Mount(path) | Point::Directory(path)) = self;
-        path
+        match self {
+            Point::Mount(spot) => spot.path(),
+            Point::Directory(path) => path,
+        }
     }
 }
 
@@ -176,8 +178,9 @@ impl Place {
         if self.holders > 0 {
             return;
         }
-        if let Some(Point::Mount(path)) = self.at.take() {
-            match unmount(path.clone(), store, tasks) {
+        if let Some(Point::Mount(spot)) = self.at.take() {
+            let path = spot.path().to_path_buf();
+            match unmount(spot, store, tasks) {
                 Ok(closing) => self.closing = closing,
                 // What can't be unmounted now is at the next start.
                 Err(error) => {
@@ -190,23 +193,22 @@ impl Place {
 
 /// Nobody finds the mount when this returns. The kernel then frees what it kept in memory of the files that were looked
 /// at, which takes the longer the more they are: that is done by who closes the file system last, a blocking task if
-/// this is called from asynchronous work. What is returned ends after that. Then the directory goes: where the kernel
-/// tells the disk of each block that gets free, milliseconds for each of those in it.
-fn unmount(path: PathBuf, store: &Arc<Store>, tasks: &Tasks) -> io::Result<Option<Receiver<()>>> {
+/// this is called from asynchronous work. What is returned ends after that.
+fn unmount(spot: Spot, store: &Arc<Store>, tasks: &Tasks) -> io::Result<Option<Receiver<()>>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let last = rustix::fs::open(&path, flags, Mode::empty())?;
-    rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
-    let store = Arc::clone(store);
-    if tokio::runtime::Handle::try_current().is_err() {
-        drop(last);
-        store.discard_all([path]);
-        return Ok(None);
-    }
+    let last = rustix::fs::open(spot.path(), flags, Mode::empty())?;
+    rustix::mount::unmount(spot.path(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
     let (closed, closing) = mpsc::channel();
-    drop(tasks.spawn_blocking("close mount", move || {
+    let store = Arc::clone(store);
+    let close = move || {
         drop(last);
         drop::<Sender<()>>(closed);
-        store.discard_all([path]);
-    }));
+        store.spots().give_back(spot);
+    };
+    if tokio::runtime::Handle::try_current().is_err() {
+        close();
+        return Ok(None);
+    }
+    drop(tasks.spawn_blocking("close mount", close));
     Ok(Some(closing))
 }

@@ -6,7 +6,8 @@
 //!   views/<key>/
 //!   committed/<name>/
 //!   temporary/<n>      a snapshot on its way in or out
-//!   mounts/<n>         mount points, while they are used, and what their mounts need besides
+//!   mounts/<n>         what something is mounted on (`spots.rs`)
+//!   spare/<n>
 //!   l/<name>           links to trees that were mounted below others
 //! ```
 //!
@@ -23,8 +24,7 @@
 //! # Locking
 //!
 //! One mutex over the table in memory, never held over I/O, but to look whether a directory is there: who works on a
-//! snapshot marks it as busy first. The mounts
-//! of a snapshot have a mutex of their own, held while one is made or undone.
+//! snapshot marks it as busy first. The mounts of a snapshot have a mutex of their own, held while one is made or undone.
 
 use std::collections::BTreeSet;
 use std::collections::HashMap;
@@ -53,6 +53,8 @@ use super::SnapshotKind;
 use super::SnapshotUsage;
 use super::names::Names;
 use super::slot::Slot;
+use super::spots;
+use super::spots::Spots;
 use super::stale;
 use crate::failpoint;
 use crate::failpoint::Failpoint;
@@ -62,6 +64,7 @@ use crate::fs::Root;
 /// The tree of a snapshot within its directory.
 pub(super) const FS: &str = "fs";
 const META: &str = "meta";
+const TEMPORARY: &str = "temporary";
 const KINDS: [SnapshotKind; 3] = [SnapshotKind::Active, SnapshotKind::View, SnapshotKind::Committed];
 
 #[derive(Debug)]
@@ -71,6 +74,7 @@ pub(super) struct Store {
     chained: bool,
     next: AtomicU64,
     names: Names,
+    spots: Spots,
     table: Mutex<Table>,
 }
 
@@ -123,14 +127,15 @@ impl Store {
         // The kernel tells of mounts by their real paths.
         let root = fs::canonicalize(root).map_err(SnapshotError::io("find", root))?;
         stale::unmount_below(&root)?;
-        let names = Names::new(&root);
+        let (names, spots) = (Names::new(&root), Spots::new(&root));
         let table = Mutex::new(Table { generation: generation(), ..Table::default() });
-        let store = Store { root, chained, next: AtomicU64::new(0), names, table };
-        for name in KINDS.map(directory).into_iter().chain(["temporary", "mounts"]) {
+        let store = Store { root, chained, next: AtomicU64::new(0), names, spots, table };
+        let passing = || spots::DIRECTORIES.into_iter().chain([TEMPORARY]);
+        for name in KINDS.map(directory).into_iter().chain(passing()) {
             let path = store.root.join(name);
             make_unless_there(&path)?;
         }
-        for name in ["temporary", "mounts"] {
+        for name in passing() {
             store.empty(&store.root.join(name))?;
         }
         for kind in KINDS {
@@ -208,6 +213,11 @@ impl Store {
         &self.names
     }
 
+    /// What can be mounted on.
+    pub(super) fn spots(&self) -> &Spots {
+        &self.spots
+    }
+
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
@@ -232,18 +242,7 @@ impl Store {
 
     /// A new name for something on its way in or out.
     pub(super) fn temporary(&self) -> PathBuf {
-        self.numbered("temporary")
-    }
-
-    /// A new mount point, which is made.
-    pub(super) fn mount_point(&self) -> Result<PathBuf, SnapshotError> {
-        let path = self.numbered("mounts");
-        fs::create_dir(&path).map_err(SnapshotError::io("make", &path))?;
-        Ok(path)
-    }
-
-    fn numbered(&self, directory: &str) -> PathBuf {
-        self.root.join(directory).join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
+        self.root.join(TEMPORARY).join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
     }
 
     pub(super) fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo, SnapshotError> {
@@ -643,7 +642,7 @@ fn directory(kind: SnapshotKind) -> &'static str {
 }
 
 /// Moves a directory to where none is.
-fn rename(from: &Path, to: &Path) -> Result<(), SnapshotError> {
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), SnapshotError> {
     rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::NOREPLACE)
         .map_err(SnapshotError::io("make", to))
 }
