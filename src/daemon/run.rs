@@ -24,7 +24,6 @@ use super::file;
 use super::flags;
 use super::flags::Flags;
 use super::log;
-use super::memory;
 use super::notify;
 use super::notify::State;
 use crate::failpoint;
@@ -65,7 +64,6 @@ pub fn run(name: &'static str, args: impl IntoIterator<Item = OsString>) -> Resu
 
 /// The same with arguments that [`command`] has read.
 pub fn run_matches(matches: &ArgMatches) -> Result<ExitCode, RunError> {
-    memory::settle();
     let Checked { config, warnings } = configure(matches)?;
     log::start(config.log);
     failpoint::arm_from_environment()?;
@@ -101,7 +99,6 @@ pub fn configure(matches: &ArgMatches) -> Result<Checked, RunError> {
 async fn serve(config: Config) -> Result<ExitCode, RunError> {
     let watch = Tasks::new();
     let stop = Signals::watch(&watch).map_err(RunError::Signals)?;
-    memory::watch(&watch);
     let manager = notify::socket();
     let tell = |state| {
         if let Some(socket) = &manager
