@@ -1,4 +1,6 @@
 //! The runtime's own cost: the specification that the daemon gives it, run without a daemon.
+//!
+//! A root of many layers takes the runtime longer than one directory: it looks for each file in all of them.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -18,10 +20,14 @@ use crate::harness::llb::State;
 use crate::harness::tool;
 use crate::peer::Peer;
 
+const BASE: &str = "base";
+const MERGED: &str = "merged";
+
 /// A bundle like those of a daemon.
 pub struct Bare {
     program: PathBuf,
     directory: TempDir,
+    specification: Value,
     /// Keeps the files that the specification mounts.
     _model: Running,
 }
@@ -41,30 +47,71 @@ impl Bare {
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         let directory = TempDir::with_prefix("bench-").expect("a temporary directory");
-        let root = directory.path().join("rootfs");
+        let root = directory.path().join(BASE);
         let layer = busybox().and_then(|layer| layer.source).expect("a busybox").to_bytes();
         tar::Archive::new(flate2::read::GzDecoder::new(&layer[..])).unpack(&root).expect("unpack");
-        specification["root"]["path"] = json!(root);
+        std::fs::create_dir(directory.path().join(MERGED)).expect("make a mount point");
         specification["process"]["args"] = json!(["/bin/busybox", "sh", "-c", "echo ran > /ran"]);
         if specification["linux"]["cgroupsPath"].is_string() {
             specification["linux"]["cgroupsPath"] = json!("/thunk-bench/bare");
         }
-        std::fs::write(directory.path().join("config.json"), specification.to_string())
-            .expect("write the specification");
-        Bare { program: tool("runc").expect("runc is there"), directory, _model: model }
+        Bare { program: tool("runc").expect("runc is there"), directory, specification, _model: model }
     }
 
-    /// Milliseconds of `count` runs, one after another.
+    /// Milliseconds of `count` runs in one directory, one after another.
     pub async fn run(&self, count: usize) -> f64 {
+        self.at(BASE);
         let begin = Instant::now();
-        for n in 0..count {
-            let mut command = tokio::process::Command::new(&self.program);
-            command.arg("--root").arg(self.directory.path().join("state"));
-            command.arg("run").arg("--bundle").arg(self.directory.path()).arg(format!("bare-{n}"));
-            command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
-            assert!(command.status().await.expect("start runc").success());
+        for _ in 0..count {
+            self.once().await;
         }
         begin.elapsed().as_secs_f64() * 1e3
+    }
+
+    /// As [`Bare::run`], each on the changes of those before as layers; mounting them is not counted.
+    pub async fn run_on_layers(&self, count: usize) -> f64 {
+        self.at(MERGED);
+        let mut layers = vec![BASE.to_owned()];
+        let mut time = Duration::ZERO;
+        for n in 0..count {
+            let (upper, work) = (format!("u{n}"), format!("w{n}"));
+            for name in [&upper, &work] {
+                std::fs::create_dir(self.directory.path().join(name)).expect("make a layer");
+            }
+            let lower: Vec<_> = layers.iter().rev().map(String::as_str).collect();
+            let options = format!("lowerdir={},upperdir={upper},workdir={work},volatile", lower.join(":"));
+            self.host("mount", &["-t", "overlay", "-o", &options, "overlay", MERGED]);
+            let begin = Instant::now();
+            self.once().await;
+            time += begin.elapsed();
+            self.host("umount", &[MERGED]);
+            layers.push(upper);
+        }
+        for name in layers.iter().skip(1).flat_map(|upper| [upper.clone(), upper.replace('u', "w")]) {
+            std::fs::remove_dir_all(self.directory.path().join(name)).expect("remove a layer");
+        }
+        time.as_secs_f64() * 1e3
+    }
+
+    fn at(&self, root: &str) {
+        let mut specification = self.specification.clone();
+        specification["root"]["path"] = json!(self.directory.path().join(root));
+        std::fs::write(self.directory.path().join("config.json"), specification.to_string())
+            .expect("write the specification");
+    }
+
+    async fn once(&self) {
+        let mut command = tokio::process::Command::new(&self.program);
+        command.arg("--root").arg(self.directory.path().join("state"));
+        command.arg("run").arg("--bundle").arg(self.directory.path()).arg("bare");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+        assert!(command.status().await.expect("start runc").success());
+    }
+
+    fn host(&self, program: &str, arguments: &[&str]) {
+        let status =
+            std::process::Command::new(program).args(arguments).current_dir(self.directory.path()).status();
+        assert!(status.expect("start it").success(), "{program} {arguments:?}");
     }
 }
 
