@@ -23,7 +23,7 @@ pub(super) struct Records {
     /// Runs of GNU's sparse format 0.0, which repeats its keys.
     runs: Vec<Extent>,
     run_offset: Option<u64>,
-    /// Bytes of keys and values.
+    /// Bytes of keys and values, of those of runs as well.
     bytes: u64,
 }
 
@@ -41,6 +41,7 @@ impl Records {
                     let length = decimal(value).ok_or("a sparse run's length is no number")?;
                     let offset = self.run_offset.take().ok_or("a sparse run has no offset")?;
                     self.runs.push(Extent { offset, length });
+                    self.bytes += (key.len() + value.len()) as u64;
                 }
                 _ if wanted(key) => self.set(key, value),
                 _ => {}

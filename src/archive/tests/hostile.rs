@@ -122,6 +122,17 @@ fn each_limit_has_its_error() {
     assert_eq!(limited(&sparse, limits), Limit::Extents);
 }
 
+/// Runs of sparse files in headers that count for all entries were kept without being counted: a stream of a gigabyte,
+/// which compresses to one megabyte, took a third of a gigabyte.
+#[test]
+fn records_for_all_entries_are_limited_whatever_they_say() {
+    let run = b"23 GNU.sparse.offset=1\n25 GNU.sparse.numbytes=1\n";
+    let header = raw(b'g', b"x", 100 * run.len() as u64, &run.repeat(100));
+    assert_eq!(limited(&header.repeat(40), Limits::default()), Limit::HeaderBytes);
+    let entry = write_all(&[file("a", b"1")]);
+    assert_eq!(read_all(&[header, entry].concat()).expect("it is read").len(), 1);
+}
+
 #[test]
 fn a_bomb_ends_at_its_limit() {
     let mut encoder = Encoder::new(Vec::new(), Compression::Gzip, Some(9)).expect("a level");
