@@ -70,8 +70,9 @@ impl Checks {
             return None;
         }
         let most = self.states.len() as u64 * self.apart;
-        let end = range.end.next_multiple_of(self.apart);
-        Some(range.start / self.apart * self.apart..if end <= most { end } else { self.end })
+        let start = most.min(range.start / self.apart * self.apart);
+        let end = range.end.checked_next_multiple_of(self.apart).filter(|end| *end <= most);
+        Some(start..end.unwrap_or(self.end))
     }
 
     /// Reads a part, which `inner` gives, and fails unless it is that of the stream. `None` if there are no states
@@ -280,5 +281,22 @@ mod tests {
             assert_eq!(Checks::new(apart, vec![state; count], end, state), None, "{apart} {count} {end}");
         }
         assert_eq!(Checks::default().around(&(0..0)), None);
+    }
+
+    /// They come from a file, where they may be fewer than a stream of their length has, and further apart.
+    #[test]
+    fn a_part_has_states_at_its_ends_however_few_there_are() {
+        let state = CheckState::default();
+        let far = 1 << 63;
+        for (apart, count, end, range, part) in [
+            (4096, 0, 64_000, 5000..6000, 0..64_000),
+            (4096, 1, 64_000, 9000..10_000, 4096..64_000),
+            (far, 0, far + 64, far + 1..far + 2, 0..far + 64),
+            (far, 1, far + 64, far + 1..far + 2, far..far + 64),
+        ] {
+            let checks = Checks::new(apart, vec![state; count], end, state).expect("that can be");
+            assert_eq!(checks.around(&range), Some(part.clone()));
+            assert!(checks.verify(&part, io::empty()).is_some());
+        }
     }
 }
