@@ -43,6 +43,7 @@ const WHITEOUT_META: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 /// What SELinux calls a file: nobody's to take away.
 const LABEL: &[u8] = b"security.selinux";
+const CAPABILITIES: &[u8] = b"security.capability";
 
 pub(super) struct Unpacker<'a> {
     place: Place<'a>,
@@ -79,6 +80,10 @@ impl<'a> Unpacker<'a> {
             return self.whiteout(&entry, hidden, &name, index);
         }
         check(&entry)?;
+        // The kernel takes empty ones, which are none, but could not read them again.
+        if entry.xattrs.get(CAPABILITIES).is_some_and(Vec::is_empty) {
+            entry.xattrs.remove(CAPABILITIES);
+        }
         self.place.enter(&entry.path)?;
         let path = self.place.path_of(&name);
         let offset = reader.offset();

@@ -220,6 +220,28 @@ fn all_that_an_entry_says_is_made() {
     assert_eq!(&bytes[late.offset as usize..][..4], b"ping");
 }
 
+/// The kernel stored them, and said "invalid argument" to whoever listed the attributes: nothing could copy or compare
+/// such a file any more.
+#[test]
+fn empty_capabilities_are_none() {
+    if !is_root() {
+        return;
+    }
+    for style in [WhiteoutStyle::Overlay, WhiteoutStyle::Plain] {
+        let (_place, root) = dir();
+        let mut members = [file("f", b""), directory("d")];
+        for (entry, _) in &mut members {
+            entry.xattrs.insert(b"security.capability".to_vec(), Vec::new());
+            entry.xattrs.insert(b"user.empty".to_vec(), Vec::new());
+        }
+        unpack(&root, style, None, &layer(&members)).expect("it is unpacked");
+        for path in ["f", "d"] {
+            let xattrs = root.xattrs(path, Last::Keep).expect("they can be read");
+            assert_eq!(xattrs.into_iter().collect::<Vec<_>>(), [("user.empty".into(), Vec::new())]);
+        }
+    }
+}
+
 #[test]
 fn a_layer_of_any_compression_has_the_diff_id_of_its_whole_stream() {
     if !is_root() {
