@@ -124,7 +124,7 @@ impl Cache {
                 let (indexes, of) = (cache.0.indexes.clone(), target.index);
                 let adopt = cache.0.tasks.spawn_blocking("lay a layer over others", move || {
                     if let Some(below) = below
-                        && !adopt(&Root::open(upper)?, &Root::open(below.path())?, alone.implied())?
+                        && !adopt(&Root::open(upper)?, &Root::open(below.path())?, alone.implied(), &index)?
                     {
                         return Ok(false);
                     }

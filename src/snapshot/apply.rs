@@ -78,8 +78,9 @@ pub struct Applied {
     pub size: u64,
     pub compression: Compression,
     pub index: LayerIndex,
-    /// Directories that the layer has no entry for, made as root's, 0755, since no `lower` could be
-    /// asked. Parents first. Who has those directories below unpacks the layer again, with `lower`.
+    /// Directories that the layer had no entry for when something went into them, made as root's, 0755, since no
+    /// `lower` could be asked. Parents first. Who has those directories below [adopts](adopt()) the layer, or unpacks it
+    /// again, with `lower`.
     pub implied: Vec<PathBuf>,
 }
 

@@ -254,8 +254,6 @@ impl<'a> Unpacker<'a> {
             mark_opaque(dir.as_fd()).map_err(ApplyError::io("mark", path))?;
         }
         self.place.dirs.insert(path.to_vec(), entry.mtime);
-        let shown = as_path(path);
-        self.place.implied.retain(|implied| implied != shown);
         Ok(opaque)
     }
 

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use super::super::ApplyError;
 use super::super::WhiteoutStyle;
+use super::super::adopt;
+use super::Member;
 use super::dir;
 use super::directory;
 use super::exists;
@@ -15,11 +17,13 @@ use super::is_opaque;
 use super::is_root;
 use super::is_whiteout;
 use super::layer;
+use super::listing;
 use super::overlay;
 use super::plain;
 use super::symlink;
 use super::unpack;
 use crate::fs::Last;
+use crate::fs::Root;
 use crate::snapshot::Cover;
 
 #[test]
@@ -96,7 +100,7 @@ fn whiteouts_delete_in_a_whole_tree_what_is_of_layers_below() {
             file(".wh.e", b""),
         ],
     );
-    let all = super::listing(place.path(), false);
+    let all = listing(place.path(), false);
     let paths: Vec<&str> = all.keys().map(String::as_str).collect();
     assert_eq!(paths, ["a", "a/stays", "b", "b/new", "c", "c/new", "d", "d/new", "e"]);
     assert_eq!(fs::read(place.path().join("e")).expect("it is there"), b"2");
@@ -199,4 +203,54 @@ fn directories_that_are_implied_are_like_those_below() {
     assert!(matches!(applied.index.cover(b"usr/lib/f"), Cover::Present(_)));
     unpack(&lower, WhiteoutStyle::Plain, None, &linked).expect("it is unpacked");
     assert_eq!(lower.stat("usr/lib/g", Last::Keep).expect("it is asked").map(|m| m.size), Some(1));
+}
+
+/// A file that replaced such a directory was given the owner and the mode of the directory below. Where the directory had
+/// another one in it, the layer could not be unpacked.
+#[test]
+fn what_replaces_an_implied_directory_is_not_like_the_one_below() {
+    if !is_root() {
+        return;
+    }
+    let (_lower_place, lower) = dir();
+    let mut below = directory("a");
+    (below.0.mode, below.0.uid) = (0o1777, 9);
+    plain(&lower, &[below, directory("p/q"), directory("s")]);
+    assert_adopted(
+        &lower,
+        &[
+            file("a/f", b""),
+            file("a", b"1"),
+            file("p/q/f", b""),
+            symlink("p", "a"),
+            file("s/f", b""),
+            directory("s"),
+        ],
+    );
+}
+
+/// What went into a directory before its entry came was not looked for where a link below leads.
+#[test]
+fn an_entry_that_comes_late_does_not_undo_where_a_link_led() {
+    if !is_root() {
+        return;
+    }
+    let (_lower_place, lower) = dir();
+    plain(&lower, &[directory("b"), symlink("a", "b")]);
+    for late in [directory("a"), file("a", b""), symlink("a", "c")] {
+        let (_place, root) = dir();
+        let alone = overlay(&root, &[file("a/f", b""), late]);
+        assert_eq!(alone.implied, [Path::new("a")]);
+        assert!(!adopt(&root, &lower, &alone.implied, &alone.index).expect("it is asked"));
+    }
+}
+
+/// Adopted, a layer is what it would be if it had been unpacked over the tree below.
+fn assert_adopted(lower: &Root, members: &[Member]) {
+    let (over_place, over) = dir();
+    unpack(&over, WhiteoutStyle::Overlay, Some(lower), &layer(members)).expect("it is unpacked");
+    let (place, root) = dir();
+    let alone = overlay(&root, members);
+    assert!(adopt(&root, lower, &alone.implied, &alone.index).expect("it is asked"));
+    assert_eq!(listing(place.path(), false), listing(over_place.path(), false));
 }
