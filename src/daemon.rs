@@ -44,7 +44,6 @@ mod gc;
 mod listen;
 mod lock;
 mod log;
-mod memory;
 mod notify;
 mod platforms;
 mod run;

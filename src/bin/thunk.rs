@@ -1,5 +1,7 @@
 //! The command for people.
 
+mod allocator;
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -1,5 +1,7 @@
 //! The daemon, with the flags and the configuration of `buildkitd`.
 
+mod allocator;
+
 use std::process::ExitCode;
 
 use thunk::cli::Chain;

@@ -1,4 +1,5 @@
-//! Where the memory of a process comes from: jemalloc, for Rust and for the libraries in C.
+//! Where the memory of the programs comes from: jemalloc, for Rust and for the libraries in C. Whoever links the library
+//! of this package keeps its own allocator.
 //!
 //! A build is many small blocks that several threads take and give back. The allocator of glibc took a third of the time
 //! of a large build from cache, and gives back only the end of an arena: a few small blocks that stay keep whole bursts
