@@ -61,17 +61,13 @@ impl Spot {
 
     /// An empty directory.
     pub(super) fn work(&self) -> PathBuf {
-        work(&self.path)
+        self.path.join("work")
     }
 
     /// A directory with the mount points that the spot has.
     pub(super) fn points(&self) -> Option<PathBuf> {
         (!self.points.is_empty()).then(|| self.path.join("points"))
     }
-}
-
-fn work(spot: &Path) -> PathBuf {
-    spot.join("work")
 }
 
 impl Spots {
@@ -103,11 +99,14 @@ impl Spots {
             let last = spare.iter().rposition(|spot| spot.points == *points);
             last.and_then(|n| spare.remove(n))
         };
-        if let Some(spot) = spare {
-            let moved = rename(&spot.path, &path);
-            return moved
-                .map(|()| Spot { path, points: spot.points })
-                .inspect_err(|_| self.discard(&spot.path));
+        if let Some(spare) = spare {
+            match rename(&spare.path, &path) {
+                Ok(()) => return Ok(Spot { path, points: spare.points }),
+                Err(error) => {
+                    tracing::debug!(spot = %spare.path.display(), %error, "a mount point is not used again");
+                    self.discard(&spare.path);
+                }
+            }
         }
         let spot = Spot { path, points: points.clone() };
         self.make(&spot).inspect_err(|_| self.discard(&spot.path))?;

@@ -171,7 +171,12 @@ impl Squashed {
         let mut lower: Vec<_> = above.map(|key| store.tree(key)).collect();
         let mut merged = Vec::new();
         for block in blocks {
-            merged.push((self.get(store, &block, FEW)?, block));
+            let found = self.get(store, &block, FEW).unwrap_or_else(|error| {
+                // On a full disk, for example, and nobody has to have it.
+                tracing::debug!(%error, "layers are mounted one by one");
+                None
+            });
+            merged.push((found, block));
         }
         let layers = |found: &Option<PathBuf>| if found.is_some() { 1 } else { BLOCK };
         let mut count = lower.len() + merged.iter().map(|(found, _)| layers(found)).sum::<usize>();

@@ -256,6 +256,24 @@ async fn what_merged_layers_hide_stays_hidden() {
     assert_eq!(names, ["kept"]);
 }
 
+/// A long chain can be seen where nothing can be made for it.
+#[tokio::test]
+async fn layers_that_can_not_be_merged_are_mounted_as_they_are() {
+    let Some(disk) = Disk::new(FileSystem::Ext4) else { return };
+    let root = disk.path().join("root");
+    let s = OverlaySnapshotter::open(&root, Tasks::new()).expect("opened");
+    let names = deep(&s, 70).await;
+    let chain: Vec<_> = names.iter().map(String::as_str).collect();
+    let expected = seen(&s, &chain[..64]).await.len() + 6;
+    fs::remove_dir(root.join("squashed")).expect("removed");
+    fs::write(root.join("squashed"), "in the way").expect("written");
+    assert_eq!(seen(&s, &chain).await.len(), expected);
+    fs::remove_file(root.join("squashed")).expect("removed");
+    fs::create_dir(root.join("squashed")).expect("made");
+    assert_eq!(seen(&s, &chain).await.len(), expected);
+    assert_eq!(fs::read_dir(root.join("squashed")).expect("listed").count(), 1);
+}
+
 #[tokio::test]
 async fn layers_of_many_files_are_merged_where_they_must_be() {
     let Some(disk) = Disk::new(FileSystem::Ext4) else { return };
