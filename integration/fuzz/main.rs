@@ -3,7 +3,7 @@
 //! One program with several [`Target`]s; the environment says which one runs. libFuzzer calls it with bytes that it
 //! makes of those that reached something new before, and that a target makes at the start: its seeds. An input is
 //! found guilty if thunk panics, overflows, takes more memory than a stream of limited size may cost, takes longer than
-//! a few seconds, or if what the target states does not hold. The statements are at the top of each target's file.
+//! a minute, or if what the target states does not hold. The statements are at the top of each target's file.
 //!
 //! `.ci/fuzz` builds and runs all. An input that was found stays in `target/fuzz/found`; it becomes a test of the crate,
 //! and can be run again alone:

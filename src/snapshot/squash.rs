@@ -66,7 +66,7 @@ const ORIGIN: &str = "trusted.overlay.origin";
 
 /// Layers of a chain that are mounted as they are.
 const SHALLOW: usize = 64;
-/// Files and directories of a block that is merged for speed alone: some tens of milliseconds, for once.
+/// Files and directories that a block may have which is merged for speed alone.
 const FEW: usize = 1_000;
 
 #[derive(Debug)]
