@@ -39,8 +39,8 @@ use crate::solver::JobId;
 /// When a stream began, so that clients can tell their clock from ours.
 const TIMESTAMP: &str = "buildkit-current-timestamp";
 
-/// How long updates of a build are gathered before more of them are told. A thousand steps that are known take less,
-/// and are told at once when the build ends.
+/// How long updates of a build are gathered before more of them are told, unless the build ends before. A thousand steps
+/// that are known take about as long.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Messages at most, in bytes, both ways.
