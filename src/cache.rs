@@ -33,12 +33,11 @@
 //!
 //! Removing a record is one transaction; the blobs that it leaves without a lease are the collector's,
 //! which finds them after a crash as well. A state whose files may have gone with the power is not given to anybody:
-//! `durable.rs`.
+//! `snapshots/durable.rs`.
 
 mod adopt;
 mod collect;
 mod diff;
-mod durable;
 mod filter;
 mod footing;
 mod images;

@@ -13,7 +13,7 @@
 //! A commit first settles what was written (`settle.rs`), which ends with a crash as the rest of the step, then makes the
 //! snapshot final and writes its record, both rows in one transaction: a crash in between leaves a snapshot without a row, which the next start removes. The record is visible
 //! when the commit returns and durable with the next durable commit, as is everything that refers to it. What a power
-//! cut takes is in `durable.rs`.
+//! cut takes is in `snapshots/durable.rs`.
 
 use std::collections::HashSet;
 use std::fmt;

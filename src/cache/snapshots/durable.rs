@@ -37,25 +37,19 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use redb::ReadableTable as _;
-
-use super::Cache;
-use super::CacheError;
-use super::record::CHILDREN;
-use super::record::RecordId;
-use super::record::Row;
-use super::snapshots::Content;
-use super::snapshots::Passing;
-use super::snapshots::SNAPSHOTS;
-use super::snapshots::Snapshots;
-use super::snapshots::Stored;
-use super::snapshots::all;
-use crate::db;
+use super::Content;
+use super::Passing;
+use super::Snapshots;
+use super::Stored;
+use super::rows::all;
+use crate::cache::Cache;
+use crate::cache::CacheError;
+use crate::cache::record::CHILDREN;
+use crate::cache::record::RecordId;
+use crate::cache::record::Row;
 use crate::db::DbError;
-use crate::db::WriteTx;
 use crate::failpoint;
 use crate::failpoint::Failpoint;
-use crate::snapshot::BootId;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::SnapshotKey;
 use crate::task::Backoff;
@@ -128,7 +122,7 @@ impl Cache {
 
     /// Removes what an earlier run or a failure left, and the records that a power cut has left without files. Returns
     /// how many snapshots could not be removed.
-    pub(super) async fn recover(&self) -> Result<usize, CacheError> {
+    pub(in crate::cache) async fn recover(&self) -> Result<usize, CacheError> {
         // The semaphore is never closed.
         let _one = self.0.snapshots.0.checkpointing.acquire().await.ok();
         let lost = self.0.snapshots.lost()?;
@@ -228,7 +222,7 @@ impl Snapshots {
 
     /// Removes what has no row: what was active or viewed in an earlier run, and what is no longer believed. What this
     /// run is about to make is left to it. Returns how many are left.
-    pub(super) async fn sweep(&self) -> Result<usize, CacheError> {
+    async fn sweep(&self) -> Result<usize, CacheError> {
         // The semaphore is never closed.
         let _one = self.0.clearing.acquire().await.ok();
         let mut stale = Vec::new();
@@ -289,7 +283,7 @@ impl Snapshots {
     }
 
     /// What is kept, to be written to: its row says so before this returns. It stays when it is dropped.
-    pub(super) async fn kept(&self, key: SnapshotKey, of: RecordId) -> Result<Passing, CacheError> {
+    pub(in crate::cache) async fn kept(&self, key: SnapshotKey, of: RecordId) -> Result<Passing, CacheError> {
         let (writing, doubtful) = Writing::begin(self, &key);
         if doubtful || self.stored(&key)?.is_none_or(|stored| stored.unsynced.is_none()) {
             let (row, boot) = (key.clone(), self.0.boot.clone());
@@ -301,15 +295,8 @@ impl Snapshots {
         Ok(passing)
     }
 
-    pub(super) fn stored(&self, key: &SnapshotKey) -> Result<Option<Stored>, DbError> {
-        self.0.db.read(|tx| {
-            let Some(table) = tx.table(SNAPSHOTS)? else { return Ok(None) };
-            table.get(key.as_str())?.map(|row| db::decode(key.as_str(), row.value())).transpose()
-        })
-    }
-
     /// A snapshot that is to be kept, with its row in `tx`: see [`Stored::of_kept`].
-    pub(super) fn to_be_kept(&self, key: SnapshotKey) -> Passing {
+    pub(in crate::cache) fn to_be_kept(&self, key: SnapshotKey) -> Passing {
         let (writing, _) = Writing::begin(self, &key);
         let mut passing = self.passing_as(key);
         passing._writing = Some(writing);
@@ -317,7 +304,7 @@ impl Snapshots {
     }
 
     /// Bytes of those that are kept, counted anew where somebody has written since the last time.
-    pub(super) async fn kept_sizes(&self) -> Result<HashMap<SnapshotKey, u64>, CacheError> {
+    pub(in crate::cache) async fn kept_sizes(&self) -> Result<HashMap<SnapshotKey, u64>, CacheError> {
         let kept = self.0.db.read(all)?;
         let kept = kept.into_iter().filter(|(_, stored)| matches!(stored.of, Content::Kept(_)));
         let kept: HashSet<SnapshotKey> = kept.map(|(key, _)| key).collect();
@@ -343,24 +330,6 @@ impl Snapshots {
             sizes.insert(key, usage.bytes);
         }
         Ok(sizes)
-    }
-}
-
-impl Stored {
-    /// Of a snapshot that is kept, and about to be written to.
-    pub(super) fn of_kept(record: RecordId, boot: &BootId) -> Stored {
-        Stored { bytes: 0, of: Content::Kept(record), unsynced: Some(boot.clone()) }
-    }
-
-    pub(super) fn write(&self, tx: &WriteTx, key: &SnapshotKey) -> Result<(), DbError> {
-        tx.table(SNAPSHOTS)?.insert(key.as_str(), db::encode(self)?.as_slice())?;
-        Ok(())
-    }
-
-    fn read(tx: &WriteTx, key: &SnapshotKey) -> Result<Option<Stored>, DbError> {
-        let table = tx.table(SNAPSHOTS)?;
-        let row = table.get(key.as_str())?;
-        row.map(|row| db::decode(key.as_str(), row.value())).transpose()
     }
 }
 
