@@ -11,6 +11,7 @@ pub mod media_type;
 mod platform;
 mod quick;
 mod reference;
+mod text;
 
 pub use descriptor::Descriptor;
 pub use descriptor::annotation;
@@ -32,3 +33,4 @@ pub use quick::QuickMap;
 pub use quick::QuickSet;
 pub use reference::InvalidReference;
 pub use reference::Reference;
+pub use text::from_text;

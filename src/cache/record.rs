@@ -20,7 +20,6 @@ use serde::Deserializer;
 use serde::Serialize;
 use serde::Serializer;
 use serde::de::DeserializeOwned;
-use serde::de::Visitor;
 
 use crate::db;
 use crate::db::DbError;
@@ -31,6 +30,7 @@ use crate::oci::Descriptor;
 use crate::oci::DiffId;
 use crate::oci::Digest;
 use crate::oci::annotation;
+use crate::oci::from_text;
 use crate::snapshot::SnapshotKey;
 
 /// [`Row`]s as JSON by record ID.
@@ -108,22 +108,7 @@ impl Serialize for RecordId {
 
 impl<'de> Deserialize<'de> for RecordId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RecordId, D::Error> {
-        deserializer.deserialize_str(Text)
-    }
-}
-
-/// Reads an ID where it stands: rows that many are read of have one.
-struct Text;
-
-impl Visitor<'_> for Text {
-    type Value = RecordId;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the ID of a cache record")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<RecordId, E> {
-        text.parse().map_err(E::custom)
+        from_text(deserializer, "the ID of a cache record")
     }
 }
 

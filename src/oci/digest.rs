@@ -12,6 +12,8 @@ use sha2::Digest as _;
 use sha2::Sha256;
 use sha2::Sha512;
 
+use super::from_text;
+
 /// A registered digest algorithm. Others are refused: a digest that can't be verified is no digest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Algorithm {
@@ -167,8 +169,7 @@ impl Serialize for Digest {
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
+        from_text(deserializer, "a digest")
     }
 }
 

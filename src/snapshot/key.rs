@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde::Deserializer;
 use serde::Serialize;
 use serde::Serializer;
-use serde::de::Visitor;
+
+use crate::oci::from_text;
 
 const MAX_LENGTH: usize = 128;
 
@@ -53,22 +54,7 @@ impl Serialize for SnapshotKey {
 
 impl<'de> Deserialize<'de> for SnapshotKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<SnapshotKey, D::Error> {
-        deserializer.deserialize_str(Text)
-    }
-}
-
-/// Reads a key where it stands: rows that many are read of have one.
-struct Text;
-
-impl Visitor<'_> for Text {
-    type Value = SnapshotKey;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the name of a snapshot")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<SnapshotKey, E> {
-        SnapshotKey::new(text).map_err(E::custom)
+        from_text(deserializer, "the name of a snapshot")
     }
 }
 
