@@ -5,6 +5,7 @@
 //! 600 MB therefore needs no memory and no disk, and ranges of it are as cheap as the whole.
 
 use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -72,7 +73,8 @@ impl BlobSource {
 
     /// Reads from `start` up to, not including, `end`.
     pub fn read(&self, start: u64, end: u64) -> BlobReader {
-        BlobReader { source: self.clone(), at: start, end: end.min(self.len()), page: Page::default() }
+        let end = end.min(self.len());
+        BlobReader { source: self.clone(), at: start, end, page: Page::default(), sent: Chunks::default() }
     }
 
     /// The whole blob in memory: for small blobs and for assertions.
@@ -100,6 +102,7 @@ pub struct BlobReader {
     at: u64,
     end: u64,
     page: Page,
+    sent: Chunks,
 }
 
 impl Iterator for BlobReader {
@@ -112,19 +115,36 @@ impl Iterator for BlobReader {
         let len = (self.end - self.at).min(CHUNK as u64) as usize;
         let chunk = match &self.source {
             BlobSource::Bytes(bytes) => bytes.slice(self.at as usize..self.at as usize + len),
-            BlobSource::File(file, _) => {
-                let mut chunk = vec![0; len];
-                file.read_exact_at(&mut chunk, self.at).expect("read a spooled blob");
-                chunk.into()
-            }
-            BlobSource::Generated(generated) => {
-                let mut chunk = vec![0; len];
-                generated.fill(self.at, &mut chunk, &mut self.page);
-                chunk.into()
-            }
+            BlobSource::File(file, _) => self.sent.fill(len, |chunk| {
+                file.read_exact_at(chunk, self.at).expect("read a spooled blob");
+            }),
+            BlobSource::Generated(generated) => self.sent.fill(len, |chunk| {
+                generated.fill(self.at, chunk, &mut self.page);
+            }),
         };
         self.at += len as u64;
         Some(chunk)
+    }
+}
+
+/// The chunks that a reader has yielded, to be filled again once nobody has them: fresh memory for every chunk
+/// costs a registry as much as all else that it does for a layer, on processors that the measured share with it.
+#[derive(Default)]
+struct Chunks(VecDeque<Bytes>);
+
+impl Chunks {
+    /// As many as a connection has before it.
+    const KEPT: usize = 8;
+
+    fn fill(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Bytes {
+        let is_full = self.0.len() >= Self::KEPT;
+        let oldest = self.0.pop_front_if(|oldest| is_full || oldest.is_unique());
+        let mut chunk = oldest.and_then(|chunk| chunk.try_into_mut().ok()).unwrap_or_default();
+        chunk.resize(len, 0);
+        fill(&mut chunk);
+        let chunk = chunk.freeze();
+        self.0.push_back(chunk.clone());
+        chunk
     }
 }
 
@@ -286,7 +306,8 @@ struct Page {
 impl Page {
     fn load(&mut self, seed: u64, number: u64) -> &[u8] {
         if self.number != Some(number) {
-            self.bytes = vec![0; CHUNK];
+            self.bytes.clear();
+            self.bytes.resize(CHUNK, 0);
             let (mut key, mut nonce) = ([0; 16], [0; 12]);
             key[..8].copy_from_slice(&seed.to_le_bytes());
             nonce[..8].copy_from_slice(&number.to_le_bytes());
