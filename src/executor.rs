@@ -132,7 +132,8 @@ impl Executor {
         let options = ExecutorOptions { directory, ..options };
         let (seccomp, clearing, totals) =
             (run::has_seccomp(), run::Clearing::default(), totals::Totals::default());
-        let setting = run::Setting { options, cgroups, seccomp, clearing, totals, tasks };
+        let bundles = bundle::Bundles::new(&options.directory);
+        let setting = run::Setting { options, bundles, cgroups, seccomp, clearing, totals, tasks };
         Ok(Executor(Arc::new(Inner {
             setting: Arc::new(setting),
             runtime,

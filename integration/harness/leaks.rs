@@ -100,7 +100,10 @@ fn left_on_disk(daemon: &Daemon) -> Vec<String> {
     for directory in ["content/blobs/sha256", "content/blobs/sha512", "content/ingest"] {
         left.extend(names(&root.join(directory)).iter().map(|name| format!("{directory}/{name}")));
     }
-    left.extend(mounts_below(&root, daemon).into_iter().map(|mount| format!("mounted: {mount}")));
+    // What all processes share is mounted as long as the daemon runs.
+    let shared = root.join("executor/bundles");
+    let mounts = mounts_below(&root, daemon).into_iter().filter(|mount| Path::new(mount) != shared);
+    left.extend(mounts.map(|mount| format!("mounted: {mount}")));
     left
 }
 

@@ -1,13 +1,17 @@
 //! [`Bundle`]: the directory of one running process.
 //!
-//! It is a file system in memory, mounted below the executor's directory: the description of the sandbox, the
-//! runtime's state, secrets, and mount points for what is shown of other directories. Unmounting it takes
-//! everything along, whatever state it is in.
+//! It lies in a file system in memory that all bundles share, below the executor's directory: the description of the
+//! sandbox, the runtime's state, secrets, and mount points for what is shown of other directories. To mount one for each
+//! process takes longer than all that is written to it.
+//!
+//! # Locking
+//!
+//! One mutex, held while the file system is mounted: when the first process runs.
 //!
 //! # Crash consistency
 //!
-//! After a kill the mounts are still there, and processes may still run. [`clear_leftovers`] kills those and
-//! unmounts. Nothing is removed by walking: what is mounted in a bundle belongs to somebody else.
+//! After a kill the mounts are still there, and processes may still run. [`clear_leftovers`] kills those and unmounts
+//! all bundles at once. What is mounted in a bundle belongs to somebody else: nothing is removed before that is unmounted.
 
 use std::fs;
 use std::fs::File;
@@ -18,6 +22,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use rustix::event::PollFd;
@@ -48,28 +54,63 @@ const BUNDLES: &str = "bundles";
 /// How long a killed process of an earlier daemon is waited for.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// The directory of one process. Dropping it unmounts it with all that is mounted in it.
+/// Where bundles are. Dropping it unmounts them all.
+#[derive(Debug)]
+pub struct Bundles {
+    path: PathBuf,
+    is_mounted: Mutex<bool>,
+}
+
+/// The directory of one process. Dropping it unmounts what is mounted in it, and removes it.
 #[derive(Debug)]
 pub struct Bundle {
     id: String,
     path: PathBuf,
-    mounts: usize,
-    shows: bool,
+    /// Files and directories that were made for mounts.
+    made: usize,
+    shown: Vec<PathBuf>,
+}
+
+impl Bundles {
+    /// Below an executor's directory, in which [`clear_leftovers`] has cleared up.
+    pub fn new(directory: &Path) -> Bundles {
+        Bundles { path: directory.join(BUNDLES), is_mounted: Mutex::default() }
+    }
+
+    pub fn create(&self) -> Result<Bundle, ExecError> {
+        self.mount()?;
+        let id = hex::encode(rand::random::<[u8; 16]>());
+        let path = self.path.join(&id);
+        fs::create_dir(&path).map_err(ExecError::io("create", &path))?;
+        Ok(Bundle { id, path, made: 0, shown: Vec::new() })
+    }
+
+    fn mount(&self) -> Result<(), ExecError> {
+        let mut is_mounted = self.is_mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_mounted {
+            return Ok(());
+        }
+        let path = &self.path;
+        fs::create_dir_all(path).map_err(ExecError::io("create", path))?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+        rustix::mount::mount("tmpfs", path, "tmpfs", flags, Some(c"mode=0700"))
+            .map_err(|errno| ExecError::io("mount a tmpfs at", path)(errno.into()))?;
+        *is_mounted = true;
+        Ok(())
+    }
+}
+
+impl Drop for Bundles {
+    fn drop(&mut self) {
+        if *self.is_mounted.get_mut().unwrap_or_else(PoisonError::into_inner)
+            && let Err(errno) = clear(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), error = %errno, "bundles can't be unmounted");
+        }
+    }
 }
 
 impl Bundle {
-    pub fn create(directory: &Path) -> Result<Bundle, ExecError> {
-        let id = hex::encode(rand::random::<[u8; 16]>());
-        let path = directory.join(BUNDLES).join(&id);
-        fs::create_dir_all(&path).map_err(ExecError::io("create", &path))?;
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
-        if let Err(errno) = rustix::mount::mount("tmpfs", &path, "tmpfs", flags, Some(c"mode=0700")) {
-            let _ = fs::remove_dir(&path);
-            return Err(ExecError::io("mount a tmpfs at", path)(errno.into()));
-        }
-        Ok(Bundle { id, path, mounts: 0, shows: false })
-    }
-
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -121,7 +162,7 @@ impl Bundle {
 
     /// Whether it shows something of somebody else's.
     pub fn shows(&self) -> bool {
-        self.shows
+        !self.shown.is_empty()
     }
 
     /// Shows what `selector` names, resolved as if `directory` were `/`, at a path of the bundle: the very file that
@@ -134,7 +175,6 @@ impl Bundle {
         let found = resolve(&root, selector)
             .map_err(|source| MountError::Selector { selector: selector.to_owned(), source })?;
         let meta = rustix::fs::fstat(&found).map_err(failed("look at its selector"))?;
-        self.shows = true;
         let target = self.next("mount");
         let made = match FileType::from_raw_mode(meta.st_mode) {
             FileType::Directory => fs::create_dir(&target),
@@ -148,19 +188,26 @@ impl Bundle {
         let tree = rustix::mount::open_tree(&found, c"", tree).map_err(failed("clone its mount"))?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         rustix::mount::move_mount(&tree, c"", CWD, &target, flags).map_err(failed("mount it"))?;
+        self.shown.push(target.clone());
         Ok(target)
     }
 
     fn next(&mut self, kind: &str) -> PathBuf {
-        self.mounts += 1;
-        self.path.join(format!("{kind}{}", self.mounts))
+        self.made += 1;
+        self.path.join(format!("{kind}{}", self.made))
     }
 }
 
 impl Drop for Bundle {
     fn drop(&mut self) {
-        if let Err(errno) = clear(&self.path) {
-            tracing::warn!(path = %self.path.display(), error = %errno, "a bundle can't be unmounted");
+        for shown in &self.shown {
+            if let Err(error) = rustix::mount::unmount(shown, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                tracing::warn!(path = %shown.display(), %error, "a bundle stays, as it can't be unmounted");
+                return;
+            }
+        }
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "a bundle stays");
         }
     }
 }
@@ -225,9 +272,8 @@ pub fn clear_leftovers(directory: &Path, cgroups: &Cgroups) -> Result<(), ExecEr
                 tracing::warn!(bundle = %path.display(), %error, "a cgroup stays");
             }
         }
-        clear(&path).map_err(|errno| ExecError::io("unmount", &path)(errno.into()))?;
     }
-    Ok(())
+    clear(&bundles).map_err(|errno| ExecError::io("unmount", &bundles)(errno.into()))
 }
 
 #[derive(serde::Deserialize)]
@@ -289,7 +335,8 @@ mod tests {
         fs::write(source.join("a/file"), "in").expect("a file");
         std::os::unix::fs::symlink("/a/file", source.join("link")).expect("a symlink");
         std::os::unix::fs::symlink("../../../../etc", source.join("out")).expect("a symlink");
-        let mut bundle = Bundle::create(dir.path()).expect("a bundle");
+        let bundles = Bundles::new(dir.path());
+        let mut bundle = bundles.create().expect("a bundle");
         let shown = bundle.show(&source, "/link").expect("a mount");
         assert_eq!(fs::read(&shown).expect("a file"), b"in");
         let shown = bundle.show(&source, "a").expect("a mount");
@@ -301,6 +348,8 @@ mod tests {
         drop(bundle);
         assert!(!path.exists());
         assert!(source.join("a/file").exists(), "what was shown is not touched");
+        drop(bundles);
+        assert!(!path.parent().expect("the bundles").exists());
     }
 
     #[test]
@@ -309,11 +358,12 @@ mod tests {
         let source = dir.path().join("source");
         fs::create_dir(&source).expect("a directory");
         fs::write(source.join("file"), "kept").expect("a file");
-        let mut bundle = Bundle::create(dir.path()).expect("a bundle");
+        let bundles = Bundles::new(dir.path());
+        let mut bundle = bundles.create().expect("a bundle");
         bundle.show(&source, "/").expect("a mount");
         bundle.secret(b"s", 1, 2, 0o400).expect("a secret");
         let path = bundle.path().to_path_buf();
-        std::mem::forget(bundle);
+        std::mem::forget((bundle, bundles));
         clear_leftovers(dir.path(), &Cgroups::default()).expect("cleared");
         assert!(!path.exists());
         assert_eq!(fs::read(source.join("file")).expect("a file"), b"kept");

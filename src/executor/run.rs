@@ -3,12 +3,12 @@
 //! ```text
 //! network -> prepare (bundle, user, mounts, config.json) -> start the runtime -> adopt -> wait
 //!        -> read the rest of the output -> last sample -> clear (mount point stubs) -> network
-//!                                                      \-> remove the cgroup, unmount the bundle
+//!                                                      \-> remove the cgroup and the bundle
 //! ```
 //!
-//! To unmount costs the kernel a grace period, tens of milliseconds on a busy machine, and a cgroup of version 1 is a
-//! directory in each of a dozen hierarchies: nobody waits for that, unless the bundle shows a directory that somebody
-//! else needs back.
+//! A cgroup of version 1 is a directory in each of a dozen hierarchies, and to unmount costs the kernel a grace period,
+//! tens of milliseconds on a busy machine: nobody waits for that, unless the bundle shows a directory that somebody else
+//! needs back.
 //!
 //! # Cancellation
 //!
@@ -36,6 +36,7 @@ use super::Output;
 use super::Process;
 use super::ProcessMount;
 use super::bundle::Bundle;
+use super::bundle::Bundles;
 use super::cgroup::Cgroups;
 use super::cgroup::Group;
 use super::child::Adopted;
@@ -69,6 +70,7 @@ const BUFFER: usize = 32 << 10;
 #[derive(Debug)]
 pub struct Setting {
     pub options: ExecutorOptions,
+    pub bundles: Bundles,
     pub cgroups: Cgroups,
     pub seccomp: bool,
     pub clearing: Clearing,
@@ -172,7 +174,7 @@ async fn in_sandbox(
         (last, sandbox.clear())
     });
     let (last, remains) = cleared.await?;
-    drop(setting.tasks.spawn_blocking("clear what a sandbox left", move || {
+    drop(setting.tasks.spawn_at_leisure("clear what a sandbox left", move || {
         remains.clear();
         drop(leaving);
     }));
@@ -210,7 +212,7 @@ impl Sandbox {
         if cgroups == CgroupSupport::Missing && !process.limits.is_none() {
             return Err(ExecError::NoCgroups { what: "memory or CPU" });
         }
-        let mut bundle = Bundle::create(&options.directory)?;
+        let mut bundle = setting.bundles.create()?;
         let root = Root::open(&process.root)
             .map_err(|error| ExecError::Invalid { reason: format!("its root: {error}") })?;
         let dests =
