@@ -5,6 +5,7 @@
 //! read-only.
 
 mod apply;
+mod blank;
 mod boot;
 #[cfg(test)]
 mod conformance;

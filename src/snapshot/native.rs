@@ -185,7 +185,7 @@ impl Snapshotter for NativeSnapshotter {
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<(), SnapshotError> {
         let (name, key) = (name.clone(), key.clone());
-        self.run("commit snapshot", move |store| store.commit(&name, &key, |_| Ok(()))).await
+        self.run("commit snapshot", move |store| store.commit(&name, &key, |_| Ok(())).map(drop)).await
     }
 
     async fn remove(&self, key: &SnapshotKey) -> Result<(), SnapshotError> {

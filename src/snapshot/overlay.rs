@@ -264,7 +264,12 @@ impl Snapshotter for OverlaySnapshotter {
 
     async fn prepare(&self, key: &SnapshotKey, parents: &Parents) -> Result<(), SnapshotError> {
         let (key, parents) = (key.clone(), parents.clone());
-        self.run("prepare snapshot", move |inner| inner.make(&key, SnapshotKind::Active, &parents)).await
+        let prepare =
+            self.run("prepare snapshot", move |inner| inner.make(&key, SnapshotKind::Active, &parents));
+        prepare.await?;
+        let inner = Arc::clone(&self.inner);
+        drop(self.tasks.spawn_at_leisure("make a blank", move || inner.store.blank().refill()));
+        Ok(())
     }
 
     async fn view(&self, key: &SnapshotKey, parents: &Parents) -> Result<(), SnapshotError> {
@@ -309,12 +314,17 @@ impl Snapshotter for OverlaySnapshotter {
     }
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<(), SnapshotError> {
-        let (name, key) = (name.clone(), key.clone());
-        self.run("commit snapshot", move |inner| {
+        let (made, key) = (name.clone(), key.clone());
+        let commit = self.run("commit snapshot", move |inner| {
             // There is one if somebody asked for what to mount.
-            inner.store.commit(&name, &key, |path| inner.store.discard(&path.join(WORK)))
-        })
-        .await
+            inner.store.commit(&made, &key, |path| inner.store.discard(&path.join(WORK)))
+        });
+        if commit.await? {
+            let (inner, name) = (Arc::clone(&self.inner), name.clone());
+            let forget = move || inner.store.forget_parents(&name);
+            drop(self.tasks.spawn_at_leisure("forget parents", forget));
+        }
+        Ok(())
     }
 
     async fn remove(&self, key: &SnapshotKey) -> Result<(), SnapshotError> {

@@ -199,16 +199,20 @@ fn unmount(spot: Spot, store: &Arc<Store>, tasks: &Tasks) -> io::Result<Option<R
     let last = rustix::fs::open(spot.path(), flags, Mode::empty())?;
     rustix::mount::unmount(spot.path(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
     let (closed, closing) = mpsc::channel();
-    let store = Arc::clone(store);
     let close = move || {
         drop(last);
         drop::<Sender<()>>(closed);
-        store.spots().give_back(spot);
     };
     if tokio::runtime::Handle::try_current().is_err() {
         close();
+        store.spots().give_back(spot);
         return Ok(None);
     }
+    let (store, leisure) = (Arc::clone(store), tasks.clone());
+    let close = move || {
+        close();
+        drop(leisure.spawn_at_leisure("give a mount point back", move || store.spots().give_back(spot)));
+    };
     drop(tasks.spawn_blocking("close mount", close));
     Ok(Some(closing))
 }

@@ -34,7 +34,7 @@ use super::store::rename;
 use crate::fs::Root;
 
 const MOUNTS: &str = "mounts";
-const SPARE: &str = "spare";
+pub(super) const SPARE: &str = "spare";
 /// Below the root of a store.
 pub(super) const DIRECTORIES: [&str; 2] = [MOUNTS, SPARE];
 /// Those that are kept, and a few more if several are given back at once.

@@ -7,7 +7,7 @@
 //!   committed/<name>/
 //!   temporary/<n>      a snapshot on its way in or out
 //!   mounts/<n>         what something is mounted on (`spots.rs`)
-//!   spare/<n>
+//!   spare/<n>          others of these for later, and a directory of a snapshot (`blank.rs`)
 //!   l/<name>           links to trees that were mounted below others
 //! ```
 //!
@@ -51,6 +51,7 @@ use super::SnapshotInfo;
 use super::SnapshotKey;
 use super::SnapshotKind;
 use super::SnapshotUsage;
+use super::blank::Blank;
 use super::names::Names;
 use super::slot::Slot;
 use super::spots;
@@ -75,6 +76,7 @@ pub(super) struct Store {
     next: AtomicU64,
     names: Names,
     spots: Spots,
+    blank: Blank,
     table: Mutex<Table>,
 }
 
@@ -127,9 +129,9 @@ impl Store {
         // The kernel tells of mounts by their real paths.
         let root = fs::canonicalize(root).map_err(SnapshotError::io("find", root))?;
         stale::unmount_below(&root)?;
-        let (names, spots) = (Names::new(&root), Spots::new(&root));
+        let (names, spots, blank) = (Names::new(&root), Spots::new(&root), Blank::new(&root));
         let table = Mutex::new(Table { generation: generation(), ..Table::default() });
-        let store = Store { root, chained, next: AtomicU64::new(0), names, spots, table };
+        let store = Store { root, chained, next: AtomicU64::new(0), names, spots, blank, table };
         let passing = || spots::DIRECTORIES.into_iter().chain([TEMPORARY]);
         for name in KINDS.map(directory).into_iter().chain(passing()) {
             let path = store.root.join(name);
@@ -216,6 +218,11 @@ impl Store {
     /// What can be mounted on.
     pub(super) fn spots(&self) -> &Spots {
         &self.spots
+    }
+
+    /// What the next snapshot is made of, if it is written to.
+    pub(super) fn blank(&self) -> &Blank {
+        &self.blank
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -328,21 +335,26 @@ impl Store {
         info: &SnapshotInfo,
         fill: impl FnOnce(&Path) -> Result<(), SnapshotError>,
     ) -> Result<(), SnapshotError> {
-        fs::create_dir(path).map_err(SnapshotError::io("make", path))?;
+        // What stands on nothing has the times at which it was made.
+        let is_blank = info.kind == SnapshotKind::Active && !self.chained && !info.parents.is_empty();
+        if !is_blank || !self.blank.take(path) {
+            fs::create_dir(path).map_err(SnapshotError::io("make", path))?;
+        }
         write_meta(info, &path.join(META))?;
         fill(path)
     }
 
-    /// Makes the active snapshot `key` the committed one `name`. `finish` is called with its directory before.
+    /// Makes the active snapshot `key` the committed one `name`. `finish` is called with its directory before. True if
+    /// it has [parents to forget](Self::forget_parents).
     pub(super) fn commit(
         &self,
         name: &SnapshotKey,
         key: &SnapshotKey,
         finish: impl FnOnce(&Path) -> Result<(), SnapshotError>,
-    ) -> Result<(), SnapshotError> {
+    ) -> Result<bool, SnapshotError> {
         self.look_up(name)?;
         self.look_up(key)?;
-        {
+        let is_told = {
             let mut table = self.table();
             if table.entries.contains_key(name) {
                 return Err(SnapshotError::Exists { key: name.clone() });
@@ -355,12 +367,15 @@ impl Store {
             entry.phase = Phase::Leaving;
             let info =
                 SnapshotInfo { key: name.clone(), kind: SnapshotKind::Committed, ..entry.info.clone() };
+            let has_parents = !info.parents.is_empty();
             let info = self.as_kept(info);
             if self.chained {
                 table.depend(&info);
             }
+            let is_told = has_parents && info.parents.is_empty();
             table.entries.insert(name.clone(), Entry { phase: Phase::Making, ..Entry::new(info) });
-        }
+            is_told
+        };
         let from = self.path(SnapshotKind::Active, key);
         let committed = finish(&from).and_then(|()| {
             failpoint::hit(Failpoint::SnapshotFinished)?;
@@ -368,11 +383,11 @@ impl Store {
         });
         match committed {
             Ok(()) => {
-                self.forget_parents(name);
                 self.forget(key);
                 self.set_phase(name, Phase::Idle);
                 // It is committed, whatever happens from here.
-                Ok(failpoint::hit(Failpoint::SnapshotCommitted)?)
+                failpoint::hit(Failpoint::SnapshotCommitted)?;
+                Ok(is_told)
             }
             Err(error) => {
                 self.forget(name);
@@ -382,10 +397,11 @@ impl Store {
         }
     }
 
-    /// Has a snapshot that was just committed not say any more what it was made on, if it stands alone.
-    fn forget_parents(&self, name: &SnapshotKey) {
+    /// Has a committed snapshot not say any more what it was made on, if it stands alone. Nobody waits for it, and it
+    /// may be removed meanwhile.
+    pub(super) fn forget_parents(&self, name: &SnapshotKey) {
         let info = self.table().entries.get(name).map(|entry| entry.info.clone());
-        let Some(info) = info.filter(|info| !self.needs_parents(info.kind)) else { return };
+        let Some(info) = info else { return };
         let meta = self.path(info.kind, name).join(META);
         let new = meta.with_extension("new");
         let forgotten = write_meta(&info, &new)
@@ -626,11 +642,14 @@ pub(super) fn make_unless_there(path: &Path) -> Result<(), SnapshotError> {
     }
 }
 
-/// Makes the empty tree of a snapshot in its directory.
+/// Makes the empty tree of a snapshot in its directory, unless it is there.
 pub(super) fn make_tree(path: &Path) -> Result<PathBuf, SnapshotError> {
-    let make = || Root::open(path)?.create_dir(FS, 0o755);
-    make().map_err(SnapshotError::fs(path))?;
-    Ok(path.join(FS))
+    let tree = path.join(FS);
+    if !tree.exists() {
+        let make = || Root::open(path)?.create_dir(FS, 0o755);
+        make().map_err(SnapshotError::fs(path))?;
+    }
+    Ok(tree)
 }
 
 fn directory(kind: SnapshotKind) -> &'static str {

@@ -7,11 +7,15 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::task::JoinError;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// From the end of one step's process to the start of the next it takes less.
+const LEISURE: Duration = Duration::from_millis(20);
 
 /// Owns the tasks of one part of the daemon. Clones share the ownership.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +70,18 @@ impl Tasks {
     ) -> Task<T> {
         self.spawned.fetch_add(1, Ordering::Relaxed);
         Task { name, handle: self.tracker.spawn_blocking(work) }
+    }
+
+    /// As [`Tasks::spawn_blocking`], but a little later: for clearing up and for what is made ahead, so that it does not
+    /// get in the way of who goes on now.
+    pub fn spawn_at_leisure(&self, name: &'static str, work: impl FnOnce() + Send + 'static) -> Task<()> {
+        let (tasks, work) = (self.clone(), Box::new(work));
+        self.spawn(name, async move {
+            tasks.token.run_until_cancelled(tokio::time::sleep(LEISURE)).await;
+            if tasks.spawn_blocking(name, work).await.is_err() {
+                tracing::error!(name, "what was to be done later panicked");
+            }
+        })
     }
 
     /// Cancels the token and waits until every task has ended. Idempotent.
@@ -127,6 +143,20 @@ impl<T> Future for Task<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_time_is_done_later_and_at_the_latest_at_the_end() {
+        let tasks = Tasks::new();
+        let begin = tokio::time::Instant::now();
+        tasks.spawn_at_leisure("later", || ()).await.expect("done");
+        assert!(begin.elapsed() >= LEISURE);
+        let done = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&done);
+        drop(tasks.spawn_at_leisure("the last", move || drop(count.fetch_add(1, Ordering::Relaxed))));
+        let begin = tokio::time::Instant::now();
+        tasks.shutdown().await;
+        assert_eq!((done.load(Ordering::Relaxed), begin.elapsed()), (1, Duration::ZERO));
+    }
 
     #[tokio::test]
     async fn shutdown_cancels_and_waits_for_every_task() {
