@@ -199,6 +199,21 @@ func TestLocalManyGenerations(t *testing.T) {
 	}
 }
 
+func TestLocalANewNameOfAFileLeavesItsOthersLinked(t *testing.T) {
+	c := connect(t)
+	dir := files(t, map[string]string{"a": "linked", "d/": ""})
+	for _, name := range []string{"d/second", "third", "d/fourth"} {
+		require.NoError(t, os.Link(filepath.Join(dir, "a"), filepath.Join(dir, name)))
+		out := syncDir(t, c, mount(t, dir))
+		require.Equal(t, tree(t, dir), tree(t, out))
+		one, err := os.Stat(filepath.Join(dir, "a"))
+		require.NoError(t, err)
+		other, err := os.Stat(filepath.Join(out, "a"))
+		require.NoError(t, err)
+		require.Equal(t, one.Sys().(*syscall.Stat_t).Nlink, other.Sys().(*syscall.Stat_t).Nlink, name)
+	}
+}
+
 func TestLocalOneTransferForTwoBuildsOfOneSession(t *testing.T) {
 	c := connect(t)
 	dir := mount(t, files(t, map[string]string{"a": "a", "b": "b"}))

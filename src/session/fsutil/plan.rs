@@ -369,21 +369,15 @@ impl Rest {
     /// Makes what needs the files: links, and the times of directories.
     pub(super) fn finish(self, target: &Path) -> Result<(), TransferError> {
         let root = Root::open(target)?;
+        let mut made = false;
         for (path, to) in &self.links {
-            let (path, to) = (Path::new(OsStr::from_bytes(path)), Path::new(OsStr::from_bytes(to)));
-            let file = root.stat(to, Last::Keep)?;
-            let there = root.stat(path, Last::Keep)?;
-            match (file, there) {
-                (Some(file), Some(there)) if (file.device, file.inode) == (there.device, there.inode) => {}
-                (_, None) => root.hard_link(to, path)?,
-                (_, Some(there)) => {
-                    if there.is_dir() {
-                        root.remove_all(path)?;
-                    }
-                    let name = temporary(path);
-                    root.hard_link(to, &name)?;
-                    root.rename(&name, path)?;
-                }
+            made |= link(&root, path, to)?;
+        }
+        // A new name of a file from a lower layer of an overlay makes another file of it: the names
+        // that it had already are left with the one below.
+        if made {
+            for (path, to) in &self.links {
+                link(&root, path, to)?;
             }
         }
         if let Some((path, file)) = self.metadata {
@@ -397,6 +391,28 @@ impl Rest {
         }
         Ok(())
     }
+}
+
+/// Makes `path` a name of the file at `to`. False if it was one.
+fn link(root: &Root, path: &[u8], to: &[u8]) -> Result<bool, TransferError> {
+    let (path, to) = (Path::new(OsStr::from_bytes(path)), Path::new(OsStr::from_bytes(to)));
+    let file = root.stat(to, Last::Keep)?;
+    let there = root.stat(path, Last::Keep)?;
+    match (file, there) {
+        (Some(file), Some(there)) if (file.device, file.inode) == (there.device, there.inode) => {
+            return Ok(false);
+        }
+        (_, None) => root.hard_link(to, path)?,
+        (_, Some(there)) => {
+            if there.is_dir() {
+                root.remove_all(path)?;
+            }
+            let name = temporary(path);
+            root.hard_link(to, &name)?;
+            root.rename(&name, path)?;
+        }
+    }
+    Ok(true)
 }
 
 fn listing(
