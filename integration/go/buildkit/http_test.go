@@ -2,6 +2,8 @@ package conformance
 
 import (
 	"archive/tar"
+	"bytes"
+	"compress/gzip"
 	"context"
 	"io"
 	"net/http"
@@ -135,6 +137,24 @@ func TestHTTPFileHasTheOwnerTheModeAndTheHeadersThatAreAskedFor(t *testing.T) {
 	for _, r := range w.requests {
 		require.Equal(t, []string{"text/x-test", "tester/1"}, []string{r.Header.Get("Accept"), r.Header.Get("User-Agent")}, r.Method)
 	}
+}
+
+func TestHTTPFileThatComesInGzipIsWhatItWasBefore(t *testing.T) {
+	c := connect(t)
+	var packed bytes.Buffer
+	zip := gzip.NewWriter(&packed)
+	_, err := zip.Write([]byte("text"))
+	require.NoError(t, err)
+	require.NoError(t, zip.Close())
+	w := newWeb(t, packed.String())
+	w.header.Set("Content-Encoding", "gzip")
+	out, err := fetchHTTP(t, c, llb.HTTP(w.URL+"/file", llb.Checksum(digest.FromString("text"))))
+	require.NoError(t, err)
+	require.Equal(t, []string{"-rw------- file text"}, tree(t, out))
+
+	w.text, w.etag = w.text[:len(w.text)-10], `"two"`
+	_, err = fetchHTTP(t, c, llb.HTTP(w.URL+"/file"))
+	require.Error(t, err)
 }
 
 func TestHTTPSameFileIsNotSentAgain(t *testing.T) {

@@ -1,12 +1,17 @@
 //! [`Arriving`]: a file on its way into a state of its own.
 
+use std::io;
+use std::io::Read;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bytes::Buf as _;
 use bytes::Bytes;
+use flate2::read::MultiGzDecoder;
 use futures::Stream;
 use futures::StreamExt as _;
 use futures::TryStreamExt as _;
+use http::header::CONTENT_ENCODING;
 use reqwest::Url;
 use tokio::sync::mpsc;
 
@@ -28,6 +33,7 @@ use crate::fs::FileTime;
 use crate::fs::Last;
 use crate::fs::MetaChange;
 use crate::fs::Owner;
+use crate::fs::PIECE;
 use crate::fs::Root;
 use crate::fs::write_pieces_at;
 use crate::oci::Algorithm;
@@ -69,7 +75,8 @@ impl Arriving {
         Ok(Arriving { web: web.clone(), source: source.clone(), filename, validators, mutable })
     }
 
-    /// Takes the body of a reply.
+    /// Takes the body of a reply. What the server compressed for the transfer is the file that it was before:
+    /// some do that whatever they are asked.
     pub(super) async fn download(self, ctx: &Ctx, answer: Answer) -> Result<HttpFile, HttpError> {
         let address = shown(&self.source.url);
         let total = answer.0.content_length();
@@ -77,19 +84,20 @@ impl Arriving {
             return Err(HttpError::TooLarge { address, limit: MAX_BYTES });
         }
         let failed = move |reason: String| HttpError::Unreachable { address: address.clone(), reason };
+        let gzip = answer.header(&CONTENT_ENCODING).is_some_and(|coding| coding.eq_ignore_ascii_case("gzip"));
         let body = answer.0.bytes_stream();
         let body = tokio_stream::StreamExt::timeout(body, PATIENCE).map(move |chunk| match chunk {
             Ok(chunk) => chunk.map_err(|error| failed(root_cause(&error.without_url()))),
             Err(_) => Err(failed(format!("nothing came within {PATIENCE:?}"))),
         });
-        self.take(ctx, Box::pin(body), total.unwrap_or(0)).await
+        self.take(ctx, Box::pin(body), total.unwrap_or(0), gzip).await
     }
 
     /// Takes what the client has under the path of `url`.
     pub(super) async fn upload(self, ctx: &Ctx, url: &Url) -> Result<HttpFile, HttpError> {
         let (host, path) = (super::SESSION_HOST, url.path());
         let body = ctx.sessions().any(async |session: Session| session.upload(host, path).await).await?;
-        self.take(ctx, body.map_err(HttpError::from), 0).await
+        self.take(ctx, body.map_err(HttpError::from), 0, false).await
     }
 
     async fn take(
@@ -97,6 +105,7 @@ impl Arriving {
         ctx: &Ctx,
         mut body: impl Stream<Item = Result<Bytes, HttpError>> + Send + Unpin,
         total: u64,
+        gzip: bool,
     ) -> Result<HttpFile, HttpError> {
         let item = ctx.progress().map(|p| p.item(format!("downloading {}", self.filename), "downloading"));
         if let Some(item) = &item {
@@ -109,7 +118,7 @@ impl Arriving {
         let written = self.web.tasks.spawn_blocking("download", move || {
             // The tree stays until the last byte is written.
             let root = Root::open(tree.path())?;
-            write(&root, &source, &name, validators.modified, received)
+            write(&root, &source, &name, validators.modified, received, gzip)
         });
         let mut bytes = 0;
         let copied = async {
@@ -157,6 +166,24 @@ impl Arriving {
     }
 }
 
+/// What has arrived, as a stream of bytes.
+struct Arrived {
+    chunk: Bytes,
+    chunks: mpsc::Receiver<Bytes>,
+}
+
+impl Read for Arrived {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty() {
+            let Some(chunk) = self.chunks.blocking_recv() else { return Ok(0) };
+            self.chunk = chunk;
+        }
+        let count = buffer.len().min(self.chunk.len());
+        self.chunk.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
+    }
+}
+
 /// Writes what comes, and its attributes at the end; the digest of it all.
 fn write(
     root: &Root,
@@ -164,18 +191,46 @@ fn write(
     name: &str,
     modified: Option<SystemTime>,
     mut chunks: mpsc::Receiver<Bytes>,
+    gzip: bool,
 ) -> Result<Digest, HttpError> {
     let file = root.create_file(name, source.perm.unwrap_or(MODE))?;
-    let failed = |error| HttpError::Write { name: name.to_owned(), source: Arc::new(error) };
     let mut hasher = match &source.checksum {
         Some(pinned) => pinned.hasher(),
         None => DigestHasher::new(Algorithm::Sha256),
     };
     let mut size = 0;
-    while let Some(chunk) = chunks.blocking_recv() {
-        hasher.update(&chunk);
-        write_pieces_at(&file, &chunk, size).map_err(failed)?;
-        size += chunk.len() as u64;
+    let mut take = |bytes: &[u8]| {
+        if size + bytes.len() as u64 > MAX_BYTES {
+            return Err(HttpError::TooLarge { address: shown(&source.url), limit: MAX_BYTES });
+        }
+        hasher.update(bytes);
+        write_pieces_at(&file, bytes, size)
+            .map_err(|error| HttpError::Write { name: name.to_owned(), source: Arc::new(error) })?;
+        size += bytes.len() as u64;
+        Ok(())
+    };
+    match chunks.blocking_recv() {
+        None => {}
+        Some(chunk) if gzip => {
+            let mut decoder = MultiGzDecoder::new(Arrived { chunk, chunks });
+            let mut piece = vec![0; PIECE];
+            loop {
+                let count = decoder.read(&mut piece).map_err(|error| HttpError::Encoding {
+                    address: shown(&source.url),
+                    reason: error.to_string(),
+                })?;
+                if count == 0 {
+                    break;
+                }
+                take(&piece[..count])?;
+            }
+        }
+        Some(chunk) => {
+            take(&chunk)?;
+            while let Some(chunk) = chunks.blocking_recv() {
+                take(&chunk)?;
+            }
+        }
     }
     drop(file);
     let since =

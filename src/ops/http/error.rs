@@ -29,6 +29,8 @@ pub enum HttpError {
     Checksum { address: String, actual: Digest, expected: Digest },
     #[error("{address}: more than {limit} bytes")]
     TooLarge { address: String, limit: u64 },
+    #[error("{address}: it is not in gzip, as the server says: {reason}")]
+    Encoding { address: String, reason: String },
     #[error("failed to retrieve HTTP auth secret {name}: {reason}")]
     Secret { name: String, reason: String },
     #[error("{what} is not supported")]
