@@ -27,6 +27,9 @@ const BUFFER: usize = 256 << 10;
 /// Bytes of records that count for all entries. Each entry costs the work of going through them.
 const GLOBAL_BYTES: u64 = 64 << 10;
 
+/// What a layer puts before the name of a file that it takes away.
+const WHITEOUT: &[u8] = b".wh.";
+
 /// What becomes of an entry's path that begins with a slash. One that is nothing but a slash is the root,
 /// and the target of a hard link is always meant from there: kaniko writes both.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -34,7 +37,8 @@ pub enum AbsolutePaths {
     /// It is an error: layers don't have them.
     #[default]
     Refuse,
-    /// The slash goes, as with every tar program: for archives that users made.
+    /// The slash goes, as with every tar program, and `..` leads no higher than the root, as under chroot: for
+    /// archives that users made.
     MakeRelative,
 }
 
@@ -393,14 +397,21 @@ impl<R: Read> Reader<R> {
             return refuse(Unsafe::Absolute);
         }
         let mut clean = Vec::with_capacity(path.len());
-        let mut depth = 0;
+        let mut depth = 0_u64;
         for name in path.split(|&b| b == b'/') {
             match name {
                 b"" | b"." => continue,
-                b".." => return refuse(Unsafe::ParentComponent),
+                b".." if self.absolute == AbsolutePaths::Refuse => return refuse(Unsafe::ParentComponent),
+                b".." => {
+                    clean.truncate(clean.iter().rposition(|&b| b == b'/').unwrap_or(0));
+                    depth -= u64::from(depth > 0);
+                    continue;
+                }
                 _ => {}
             }
-            self.within(Limit::NameBytes, name.len() as u64, self.limits.name_bytes as u64)?;
+            // The name that counts of a whiteout is that of the file which it takes away.
+            let file = name.strip_prefix(WHITEOUT).unwrap_or(name);
+            self.within(Limit::NameBytes, file.len() as u64, self.limits.name_bytes as u64)?;
             depth += 1;
             if !clean.is_empty() {
                 clean.push(b'/');

@@ -80,11 +80,33 @@ fn what_kaniko_writes_with_a_slash_is_beneath_the_root() {
 }
 
 #[test]
-fn absolute_paths_of_users_lose_their_slash() {
-    let archive = raw(b'0', b"//etc/./passwd", 0, &[]);
-    let mut reader = Reader::with(archive.as_slice(), Limits::default(), AbsolutePaths::MakeRelative);
-    let entry = reader.next_entry().expect("it is read").expect("there is one");
-    assert_eq!(entry.path, b"etc/passwd");
+fn a_whiteout_may_be_of_the_longest_name() {
+    let name = "n".repeat(255);
+    let archive = write_all(&[file(&format!("d/.wh.{name}"), b"")]);
+    assert_eq!(read_all(&archive).expect("it is read").len(), 1);
+    assert_eq!(
+        limited(&write_all(&[file(&format!(".wh.{name}n"), b"")]), Limits::default()),
+        Limit::NameBytes
+    );
+}
+
+#[test]
+fn paths_of_users_are_beneath_the_root() {
+    let entry = |archive: &[u8]| {
+        let mut reader = Reader::with(archive, Limits::default(), AbsolutePaths::MakeRelative);
+        reader.next_entry().expect("it is read").expect("there is one")
+    };
+    for (path, clean) in [
+        ("//etc/./passwd", "etc/passwd"),
+        ("../x", "x"),
+        ("a/../../../b/c/../d", "b/d"),
+        ("a/b/..", "a"),
+        ("a/..", ""),
+    ] {
+        assert_eq!(entry(&raw(b'5', path.as_bytes(), 0, &[])).path, clean.as_bytes(), "{path}");
+    }
+    let link = entry(&raw_link(b'1', b"a", b"../d/../f"));
+    assert_eq!(link.kind, EntryKind::Hardlink { target: b"f".to_vec() });
 }
 
 fn limited(archive: &[u8], limits: Limits) -> Limit {

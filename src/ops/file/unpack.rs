@@ -21,6 +21,7 @@ use super::act::set_times;
 use super::act::time;
 use super::lexical;
 use crate::archive::AbsolutePaths;
+use crate::archive::ArchiveError;
 use crate::archive::Decoder;
 use crate::archive::Entry;
 use crate::archive::EntryKind;
@@ -57,9 +58,16 @@ pub(super) fn unpack(
         let file = from.open_file(source)?;
         Ok(Reader::with(decoder(file), Limits::default(), AbsolutePaths::MakeRelative))
     };
-    // What has no valid header, or nothing at all, is a file as others are.
-    if !matches!(open()?.next_entry(), Ok(Some(_))) {
-        return Ok(false);
+    // What has no valid header, or nothing at all, is a file as others are. One with a header that we don't take is
+    // an archive that can't be unpacked.
+    match open()?.next_entry() {
+        Ok(Some(_))
+        | Err(
+            ArchiveError::UnsafePath { .. }
+            | ArchiveError::UnsupportedKind { .. }
+            | ArchiveError::TooMuch { .. },
+        ) => {}
+        Ok(None) | Err(_) => return Ok(false),
     }
     let mtime = time(copy.timestamp);
     let dest = lexical(Path::new(&copy.dest));
@@ -136,7 +144,10 @@ impl Unpacker {
             }
             EntryKind::Fifo => self.to.mknod(path, Kind::Fifo, entry.mode)?,
         }
-        self.attributes(path, entry)?;
+        // The file that a hard link is one more name of has its own: who sets its owner takes `setuid` from it.
+        if !matches!(entry.kind, EntryKind::Hardlink { .. }) {
+            self.attributes(path, entry)?;
+        }
         if is_dir {
             self.dirs.push((path.to_path_buf(), entry.mtime.into()));
         }
@@ -162,12 +173,12 @@ impl Unpacker {
             Some(owner) => owner,
             None => fs::Owner { uid: id(entry.uid)?, gid: id(entry.gid)? },
         };
-        let mode = match entry.kind {
-            // The file that it is one more name of has its own.
-            EntryKind::Hardlink { .. } => None,
-            _ => Some(entry.mode),
+        let change = MetaChange {
+            owner: Some(owner),
+            mode: Some(entry.mode),
+            xattrs: None,
+            mtime: Some(entry.mtime.into()),
         };
-        let change = MetaChange { owner: Some(owner), mode, xattrs: None, mtime: Some(entry.mtime.into()) };
         self.to.set_meta(path, &change, Last::Keep)?;
         for (name, value) in &entry.xattrs {
             match self.to.set_xattr(path, std::ffi::OsStr::from_bytes(name), value, Last::Keep) {

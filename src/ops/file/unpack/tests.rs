@@ -24,9 +24,9 @@ fn entry(path: &str, kind: EntryKind, mode: u32) -> Entry {
 fn sample() -> Vec<(Entry, &'static [u8])> {
     vec![
         (entry("d", EntryKind::Dir, 0o750), b"".as_slice()),
-        (Entry { size: 4, ..entry("d/f", EntryKind::File, 0o640) }, b"text"),
+        (Entry { size: 4, ..entry("d/f", EntryKind::File, 0o4710) }, b"text"),
         (entry("d/l", EntryKind::Symlink { target: b"f".to_vec() }, 0o777), b""),
-        (entry("d/h", EntryKind::Hardlink { target: b"d/f".to_vec() }, 0o640), b""),
+        (entry("d/h", EntryKind::Hardlink { target: b"d/f".to_vec() }, 0o4710), b""),
         (Entry { size: 1, ..entry("implied/f", EntryKind::File, 0o600) }, b"x"),
     ]
 }
@@ -76,7 +76,7 @@ fn an_archive_of_any_compression_is_unpacked_with_its_attributes() {
         assert_eq!(fs::read(at("d/f")).unwrap(), b"text");
         assert_eq!(fs::read_link(at("d/l")).unwrap(), Path::new("f"));
         assert_eq!(stat("d/f").ino(), stat("d/h").ino());
-        for (path, mode) in [("d", 0o750), ("d/f", 0o640), ("implied/f", 0o600)] {
+        for (path, mode) in [("d", 0o750), ("d/f", 0o4710), ("implied/f", 0o600)] {
             let stat = stat(path);
             assert_eq!(
                 (stat.mode() & 0o7777, stat.uid(), stat.gid(), stat.mtime()),
@@ -133,12 +133,14 @@ fn nothing_is_written_beyond_the_destination() {
         (Entry { size: 1, ..entry("out/f", EntryKind::File, 0o600) }, b"x"),
         (entry("up", EntryKind::Symlink { target: b"../../../..".to_vec() }, 0o777), b""),
         (Entry { size: 1, ..entry("up/g", EntryKind::File, 0o600) }, b"x"),
+        (Entry { size: 1, ..entry("d/../../h", EntryKind::File, 0o600) }, b"x"),
     ];
     let to = tempfile::tempdir().unwrap();
     add(&archive(&hostile, Compression::Uncompressed), to.path(), "/dest", None).unwrap();
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
     assert!(to.path().join("dest/g").exists(), "links resolve beneath the destination");
-    assert!(!to.path().join("g").exists());
+    assert!(to.path().join("dest/h").exists(), "names stay beneath it");
+    assert!(!to.path().join("g").exists() && !to.path().join("h").exists());
 }
 
 #[test]
@@ -146,5 +148,17 @@ fn an_archive_that_breaks_off_is_an_error() {
     let whole = archive(&sample(), Compression::Uncompressed);
     let to = tempfile::tempdir().unwrap();
     let error = add(&whole[..512 * 2 + 2], to.path(), "/", None).unwrap_err();
+    assert!(matches!(error, FileError::Archive { .. }), "{error}");
+}
+
+#[test]
+fn an_archive_that_begins_with_what_can_not_be_unpacked_is_an_error() {
+    let mut strange = archive(&sample(), Compression::Uncompressed);
+    let digits = |bytes: &[u8]| u32::from_str_radix(std::str::from_utf8(bytes).unwrap(), 8).unwrap();
+    let sum = digits(&strange[148..154]) + u32::from(b'9') - u32::from(strange[156]);
+    strange[156] = b'9';
+    strange[148..154].copy_from_slice(format!("{sum:06o}").as_bytes());
+    let to = tempfile::tempdir().unwrap();
+    let error = add(&strange, to.path(), "/", None).unwrap_err();
     assert!(matches!(error, FileError::Archive { .. }), "{error}");
 }
