@@ -36,6 +36,7 @@
 //! `snapshots/durable.rs`.
 
 mod adopt;
+mod alone;
 mod collect;
 mod diff;
 mod filter;

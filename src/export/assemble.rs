@@ -134,6 +134,10 @@ pub(super) async fn assemble(
         let Some(found) = source.find(&platform.id) else {
             return Err(ExportError::MissingRef { id: platform.id.clone() });
         };
+        let found = match found {
+            Some(reference) => Some(reference.alone(ctx).await?),
+            None => None,
+        };
         layers.push(match &found {
             Some(reference) => layers_of(ctx, source, options, platform, reference, on_packing).await?,
             None => Vec::new(),

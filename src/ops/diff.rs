@@ -55,9 +55,16 @@ impl DiffOp {
         inputs: &[Option<ImmutableRef>],
     ) -> Result<Option<ImmutableRef>, OpError> {
         let side = |input: Option<usize>| input.and_then(|n| inputs.get(n)).and_then(Option::as_ref);
-        let (lower, upper) = (side(self.lower), side(self.upper));
         let options = RefOptions { description: name.to_owned(), ..RefOptions::default() };
-        match cache.diff(ctx, lower, upper, options).await {
+        let alone = async |side: Option<&ImmutableRef>| match side {
+            Some(state) => state.alone(ctx).await.map(Some),
+            None => Ok(None),
+        };
+        let diff = async {
+            let (lower, upper) = (alone(side(self.lower)).await?, alone(side(self.upper)).await?);
+            cache.diff(ctx, lower.as_ref(), upper.as_ref(), options).await
+        };
+        match diff.await {
             Ok(difference) => Ok(difference),
             Err(CacheError::Cancelled) => Err(OpError::Cancelled),
             Err(error) => Err(self.failed(inputs, error)),

@@ -319,6 +319,13 @@ impl Run<'_> {
                 None => None,
             },
         };
+        let parent = match parent {
+            Some(parent) => {
+                let alone = parent.alone(self.ctx).await;
+                Some(alone.map_err(|error| self.input_failed(index, input, error))?)
+            }
+            None => None,
+        };
         let description = if self.name.is_empty() { "fileop target" } else { self.name };
         let (looks, strange) = match &parent {
             Some(parent) => Box::pin(self.looks(index, parent)).await?,

@@ -3,7 +3,7 @@
 //! A transfer stands on the one before it, found by the name of the directory and the keys that the client
 //! shares among its sessions, so that only what changed is sent and stored. A transfer that changes nothing
 //! gives the state of the one before. States don't stand on each other without end: after [`GENERATIONS`] of
-//! them the next one begins with a copy.
+//! them the next one begins with a copy. Who makes layers of a directory makes them of [`ImmutableRef::alone`].
 //!
 //! # Crash consistency
 //!
@@ -23,7 +23,6 @@ use crate::cache::RecordType;
 use crate::content::DescHandlers;
 use crate::ctx::Cancelled;
 use crate::ctx::Ctx;
-use crate::fs;
 use crate::fs::FsError;
 use crate::oci::Digest;
 use crate::pattern::InvalidPattern;
@@ -244,13 +243,6 @@ impl Locals {
         if previous.depth() < GENERATIONS {
             return Ok(self.cache.create(ctx, Some(previous), options).await?);
         }
-        let mutable = self.cache.create(ctx, None, options).await?;
-        let (from, to) = (previous.mount(ctx).await?, mutable.mount().await?);
-        let copy = move || {
-            let roots = (fs::Root::open(from.path())?, fs::Root::open(to.path())?);
-            fs::copy_tree(&roots.0, "", &roots.1, "", &fs::CopyOptions::default()).map(drop)
-        };
-        self.tasks.spawn_blocking("copy of a local source", copy).await??;
-        Ok(mutable)
+        Ok(self.cache.create_copy(ctx, previous, options).await?)
     }
 }

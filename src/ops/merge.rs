@@ -12,6 +12,7 @@ use crate::cache::Cache;
 use crate::cache::CacheError;
 use crate::cache::ImmutableRef;
 use crate::cache::RefOptions;
+use crate::ctx::Ctx;
 use crate::oci::Digest;
 
 impl Merge {
@@ -48,11 +49,14 @@ impl Merge {
     pub(super) async fn run(
         &self,
         cache: &Cache,
+        ctx: &Ctx,
         name: &str,
         inputs: &[Option<ImmutableRef>],
     ) -> Result<Option<ImmutableRef>, OpError> {
-        let parents: Vec<ImmutableRef> =
-            self.inputs.iter().filter_map(|n| inputs.get(*n).cloned().flatten()).collect();
+        let mut parents = Vec::with_capacity(self.inputs.len());
+        for input in self.inputs.iter().filter_map(|n| inputs.get(*n)?.as_ref()) {
+            parents.push(input.alone(ctx).await.map_err(OpError::failed)?);
+        }
         let options = RefOptions { description: name.to_owned(), ..RefOptions::default() };
         match cache.merge(&parents, options).await {
             Ok(merged) => Ok(Some(merged)),

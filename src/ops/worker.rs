@@ -262,7 +262,8 @@ impl Operate for Worker {
             None => None,
         };
         if let Op::Merge(merge) = &vertex.op {
-            return Ok(vec![merge.run(&self.cache, &vertex.name, inputs).await?]);
+            let run = merge.run(&self.cache, ctx, &vertex.name, inputs);
+            return Ok(vec![Box::pin(run).await?]);
         }
         match &vertex.op {
             Op::Local(source) => return Ok(vec![Some(Box::pin(self.locals.run(ctx, source)).await?)]),

@@ -214,6 +214,50 @@ func TestLocalANewNameOfAFileLeavesItsOthersLinked(t *testing.T) {
 	}
 }
 
+func TestLocalFilesOfBeforeAreInNoLayerAndTakeNothingAway(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	step := box(t, r).Run(sh("echo > /out/made"))
+	below := llb.Scratch().File(llb.Mkdir("/etc", 0o755).Mkfile("/etc/below", 0o644, nil))
+	dir := files(t, map[string]string{"keep": "keep", "etc/of-before": "", "of-before": ""})
+	source := llb.Local("context", llb.SharedKeyHint(t.Name()))
+	for turn, gone := range []string{"", "etc", "of-before", "keep"} {
+		if gone != "" {
+			require.NoError(t, os.RemoveAll(filepath.Join(dir, gone)))
+			require.NoError(t, os.WriteFile(filepath.Join(dir, describe("new%d", turn)), nil, 0o644))
+		}
+		for name, test := range map[string]struct {
+			state  llb.State
+			layers int
+		}{
+			"the directory":    {source, 1},
+			"a file in it":     {source.File(llb.Mkfile("/made", 0o644, nil)), 2},
+			"a merge":          {llb.Merge([]llb.State{below, source}), 2},
+			"a step's output":  {step.AddMount("/out", source), 2},
+			"what a step made": {llb.Diff(source, step.AddMount("/out", source)), 1},
+		} {
+			image, plain := newArchive(), newArchive()
+			opt := exports(
+				client.ExportEntry{Type: client.ExporterOCI, Output: image.open, Attrs: map[string]string{"compression": "uncompressed"}},
+				client.ExportEntry{Type: client.ExporterTar, Output: plain.open})
+			opt.LocalMounts = map[string]fsutil.FS{"context": mount(t, dir)}
+			opt.SharedKey = "conformance"
+			_, _, err := solve(t, c, marshal(t, test.state), opt)
+			require.NoError(t, err)
+			blobs := image.files(t)
+			_, manifest := check(t, blobs)
+			require.Len(t, manifest.Layers, test.layers, "%s in turn %d", name, turn)
+			for _, layer := range manifest.Layers {
+				if turn > 1 {
+					require.NotContains(t, string(blobs["blobs/sha256/"+layer.Digest.Encoded()]), "of-before", "%s in turn %d", name, turn)
+				}
+			}
+			if name == "a merge" {
+				require.Contains(t, plain.files(t), "etc/below", "turn %d", turn)
+			}
+		}
+	}
+}
+
 func TestLocalOneTransferForTwoBuildsOfOneSession(t *testing.T) {
 	c := connect(t)
 	dir := mount(t, files(t, map[string]string{"a": "a", "b": "b"}))

@@ -237,8 +237,14 @@ async fn create(
         description: format!("mount {} from exec {}", mount.dest, op.args.join(" ")),
         ..MutableOptions::default()
     };
-    let created = execs.cache.create(ctx, input.as_ref(), options).await;
-    created.map_err(|error| of_input(mount.input, error))
+    let create = async {
+        let parent = match input {
+            Some(input) if mount.output => Some(input.alone(ctx).await?),
+            input => input,
+        };
+        execs.cache.create(ctx, parent.as_ref(), options).await
+    };
+    create.await.map_err(|error| of_input(mount.input, error))
 }
 
 /// Makes the files of all inputs that are mounted, at the same time. Those of a single one are made when it is mounted.
