@@ -48,6 +48,7 @@ impl<R: Clone> Scheduler<R> {
                 let all_fast = node.counts.fast as usize == node.slots.len();
                 match want {
                     Level::Nothing => {
+                        self.cancel_hashes(id);
                         self.ask_all(id, Level::Nothing);
                         false
                     }
@@ -224,7 +225,7 @@ impl<R: Clone> Scheduler<R> {
     }
 
     /// Hashes the content of inputs that count by it and have their result.
-    fn start_hashes(&mut self, id: NodeId) {
+    pub(super) fn start_hashes(&mut self, id: NodeId) {
         if self.nodes[id].counts.unhashed == 0 {
             return;
         }

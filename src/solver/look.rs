@@ -70,24 +70,32 @@ impl<R: Clone> Scheduler<R> {
         node.look.links.extend(new_keys.into_iter().map(|key| (index, key)));
     }
 
-    /// Computes the first key and looks up what is known of it and of the inputs' keys.
+    /// Computes the first key and looks up what is known of it and of the inputs' keys. False if the content of an
+    /// input has to be known first.
     pub(super) fn start_looking(&mut self, id: NodeId) -> bool {
-        let node = &mut self.nodes[id];
-        if node.keys.is_empty() {
-            let mut inputs = Vec::with_capacity(node.slots.len());
+        // An input whose content counts is as good as another of the same content.
+        let stale = |slot: &Slot<R>| matches!(slot.content, Content::Ignored) && self.nodes[slot.input].fresh;
+        let fresh = self.nodes[id].fresh || self.nodes[id].slots.iter().any(stale);
+        if self.nodes[id].keys.is_empty() {
+            if !fresh && self.await_fresh_content(id) {
+                return false;
+            }
+            let mut inputs = Vec::with_capacity(self.nodes[id].slots.len());
             for index in 0..self.nodes[id].slots.len() {
                 let slot = &self.nodes[id].slots[index];
-                let first = self.nodes[slot.input].keys[0];
-                let key = EdgeKey { key: first, output: slot.output };
-                inputs.push((key, self.nodes[id].selector(index as u32)));
+                let input = &self.nodes[slot.input];
+                inputs.push(match slot.content {
+                    Content::Known(key) if !fresh && input.fresh => (EdgeKey { key, output: 0 }, None),
+                    _ => {
+                        let key = EdgeKey { key: input.keys[0], output: slot.output };
+                        (key, self.nodes[id].selector(index as u32))
+                    }
+                });
             }
             let node = &mut self.nodes[id];
             let op = node.maps[0].digest;
             node.keys.push(Key::of(&op, &inputs));
         }
-        // An input whose content counts is as good as another of the same content.
-        let stale = |slot: &Slot<R>| matches!(slot.content, Content::Ignored) && self.nodes[slot.input].fresh;
-        let fresh = self.nodes[id].fresh || self.nodes[id].slots.iter().any(stale);
         let node = &mut self.nodes[id];
         node.departed = self.departed;
         node.fresh = fresh;
@@ -102,6 +110,26 @@ impl<R: Clone> Scheduler<R> {
             self.compare(id, slot);
         }
         true
+    }
+
+    /// Gets the content of inputs that ignore the cache, if it counts: their keys are those of what was there before,
+    /// and lead to what was made of that. False if all of it is known.
+    fn await_fresh_content(&mut self, id: NodeId) -> bool {
+        let slots = self.nodes[id].slots.len();
+        self.steps += slots as u64;
+        let mut awaited = false;
+        for index in 0..slots as u32 {
+            let slot = &self.nodes[id].slots[index as usize];
+            let known = matches!(slot.content, Content::Ignored | Content::Known(_));
+            if !known && self.nodes[slot.input].fresh {
+                awaited = true;
+                self.ask(id, index, Level::Result);
+            }
+        }
+        if awaited {
+            self.start_hashes(id);
+        }
+        awaited
     }
 
     /// Starts a lookup if there is something to look up and none is under way.

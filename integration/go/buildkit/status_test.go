@@ -3,6 +3,7 @@ package conformance
 import (
 	"errors"
 	"io"
+	"os"
 	"testing"
 	"time"
 
@@ -101,6 +102,40 @@ func TestASecondBuildIsCached(t *testing.T) {
 	require.True(t, last.Cached)
 	require.NotNil(t, last.Started)
 	require.NotNil(t, last.Completed)
+}
+
+func TestAStepThatIgnoresTheCacheRunsWhateverItsFilesAreFor(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	base := box(t, r)
+	made := func(script string) llb.State { return base.Run(sh("echo ran; "+script), llb.IgnoreCache).Root() }
+	read := func(from llb.State) llb.State {
+		copied := llb.Scratch().File(llb.Copy(from, "/made", "/copied"))
+		return base.Run(sh("busybox cat /m/copied"), llb.AddMount("/m", copied, llb.Readonly)).Run(sh("echo after")).Root()
+	}
+	random := made("busybox cat /proc/sys/kernel/random/uuid > /made")
+	first, err := run(t, c, read(random), client.SolveOpt{})
+	require.NoError(t, err)
+	second, err := run(t, c, read(random), client.SolveOpt{})
+	require.NoError(t, err)
+	require.Contains(t, first, "after\n")
+	require.Contains(t, second, "ran\n")
+	if os.Getenv("DAEMON") != "buildkitd" {
+		// It has steps on what is new from its cache.
+		require.Contains(t, second, "after\n")
+		require.NotEqual(t, first, second)
+		// The newest is what there is.
+		third, err := run(t, c, read(base.Run(sh("echo ran; busybox cat /proc/sys/kernel/random/uuid > /made")).Root()), client.SolveOpt{})
+		require.NoError(t, err)
+		require.Empty(t, third)
+	}
+
+	same := made("echo same > /made")
+	text, err := run(t, c, read(same), client.SolveOpt{})
+	require.NoError(t, err)
+	require.Equal(t, "ran\nsame\nafter\n", text)
+	text, err = run(t, c, read(same), client.SolveOpt{})
+	require.NoError(t, err)
+	require.Equal(t, "ran\n", text, "what follows from the same files is known")
 }
 
 func TestProgressCanBeReadAfterTheBuild(t *testing.T) {
