@@ -14,6 +14,7 @@ use std::sync::Mutex;
 use std::sync::OnceLock;
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use ring::aead::AES_128_GCM;
 use ring::aead::Aad;
 use ring::aead::LessSafeKey;
@@ -215,8 +216,8 @@ impl Generated {
             }
             blob.update(self.trailer(crc.sum()));
             Sums {
-                digest: format!("sha256:{}", hex::encode(blob.finalize())),
-                diff_id: format!("sha256:{}", hex::encode(diff.finalize())),
+                digest: format!("sha256:{}", HEXLOWER.encode(&blob.finalize())),
+                diff_id: format!("sha256:{}", HEXLOWER.encode(&diff.finalize())),
                 crc: crc.sum(),
             }
         })

@@ -1,13 +1,14 @@
 //! Digests as a registry spells them (`sha256:<hex>`), computed without any code under test, so that
 //! the harness can be the judge of it.
 
+use data_encoding::HEXLOWER;
 use sha2::Digest as _;
 use sha2::Sha256;
 use sha2::Sha512;
 
 /// The sha256 digest of `bytes`, as `sha256:<hex>`.
 pub fn sha256(bytes: impl AsRef<[u8]>) -> String {
-    format!("sha256:{}", hex::encode(Sha256::digest(bytes.as_ref())))
+    format!("sha256:{}", HEXLOWER.encode(&Sha256::digest(bytes.as_ref())))
 }
 
 /// Hashes a stream with the algorithm that an expected digest names.
@@ -41,8 +42,8 @@ impl Hasher {
     /// The digest of all bytes so far, as `<algorithm>:<hex>`.
     pub fn finish(self) -> String {
         match self {
-            Self::Sha256(hasher) => format!("sha256:{}", hex::encode(hasher.finalize())),
-            Self::Sha512(hasher) => format!("sha512:{}", hex::encode(hasher.finalize())),
+            Self::Sha256(hasher) => format!("sha256:{}", HEXLOWER.encode(&hasher.finalize())),
+            Self::Sha512(hasher) => format!("sha512:{}", HEXLOWER.encode(&hasher.finalize())),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::io::Write;
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use flate2::Compression;
 use flate2::GzBuilder;
 use sha2::Digest as _;
@@ -107,7 +108,7 @@ impl Layer {
             blob.write_all(&chunk[..len]).expect("gzip to memory");
         }
         let blob = blob.finish().expect("gzip to memory");
-        Self::with_blob(OCI_LAYER_GZIP, blob, format!("sha256:{}", hex::encode(diff.finalize())))
+        Self::with_blob(OCI_LAYER_GZIP, blob, format!("sha256:{}", HEXLOWER.encode(&diff.finalize())))
     }
 
     /// Any tar stream, as it is.

@@ -9,6 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use redb::MultimapTableDefinition;
 use redb::ReadOnlyTable;
@@ -70,8 +71,7 @@ impl RecordId {
 impl RecordId {
     /// As [`fmt::Display`] writes it.
     fn text<'t>(&self, text: &'t mut [u8; 32]) -> &'t str {
-        // Twice the length in digits, all of them ASCII.
-        hex::encode_to_slice(self.0, text).ok().and_then(|()| str::from_utf8(text).ok()).unwrap_or_default()
+        HEXLOWER.encode_mut_str(&self.0, text)
     }
 }
 
@@ -92,10 +92,10 @@ impl FromStr for RecordId {
 
     fn from_str(text: &str) -> Result<RecordId, InvalidRecordId> {
         let mut id = [0; 16];
-        let lower = !text.bytes().any(|b| b.is_ascii_uppercase());
-        match hex::decode_to_slice(text, &mut id) {
-            Ok(()) if lower => Ok(RecordId(id)),
-            _ => Err(InvalidRecordId { text: text.chars().take(80).collect() }),
+        let is_read = text.len() == 2 * id.len() && HEXLOWER.decode_mut(text.as_bytes(), &mut id).is_ok();
+        match is_read {
+            true => Ok(RecordId(id)),
+            false => Err(InvalidRecordId { text: text.chars().take(80).collect() }),
         }
     }
 }

@@ -26,6 +26,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use rustix::event::PollFd;
 use rustix::event::PollFlags;
 use rustix::event::Timespec;
@@ -79,7 +80,7 @@ impl Bundles {
 
     pub fn create(&self) -> Result<Bundle, ExecError> {
         self.mount()?;
-        let id = hex::encode(rand::random::<[u8; 16]>());
+        let id = HEXLOWER.encode(&rand::random::<[u8; 16]>());
         let path = self.path.join(&id);
         fs::create_dir(&path).map_err(ExecError::io("create", &path))?;
         Ok(Bundle { id, path, made: 0, shown: Vec::new() })

@@ -4,6 +4,7 @@ use std::fmt;
 use std::hash;
 use std::str::FromStr;
 
+use data_encoding::HEXLOWER;
 use serde::Deserialize;
 use serde::Deserializer;
 use serde::Serialize;
@@ -93,7 +94,7 @@ impl Digest {
 
     /// The hash as lower-case hex, without the algorithm.
     pub fn hex(&self) -> String {
-        hex::encode(self.raw())
+        HEXLOWER.encode(self.raw())
     }
 
     /// A hasher of the same algorithm, to verify bytes against this digest.
@@ -122,7 +123,7 @@ impl fmt::Display for Digest {
         let mut buffer = [b':'; 136];
         buffer[..name.len()].copy_from_slice(name);
         let text = &mut buffer[..name.len() + 1 + length];
-        hex::encode_to_slice(self.raw(), &mut text[name.len() + 1..]).map_err(|_| fmt::Error)?;
+        HEXLOWER.encode_mut(self.raw(), &mut text[name.len() + 1..]);
         f.write_str(str::from_utf8(text).map_err(|_| fmt::Error)?)
     }
 }
@@ -147,11 +148,11 @@ impl FromStr for Digest {
         };
         let expected = 2 * algorithm.len();
         let invalid = || InvalidDigest::Hex { text: clip(text), expected };
-        if encoded.len() != expected || encoded.bytes().any(|b| b.is_ascii_uppercase()) {
+        if encoded.len() != expected {
             return Err(invalid());
         }
         let mut hash = [0; 64];
-        hex::decode_to_slice(encoded, &mut hash[..algorithm.len()]).map_err(|_| invalid())?;
+        HEXLOWER.decode_mut(encoded.as_bytes(), &mut hash[..algorithm.len()]).map_err(|_| invalid())?;
         Ok(Digest { algorithm, hash })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -38,12 +39,11 @@ pub struct InvalidPlatform {
 impl Platform {
     /// The platform that this process runs on.
     pub fn host() -> Platform {
-        Platform {
-            os: std::env::consts::OS.to_owned(),
-            architecture: std::env::consts::ARCH.to_owned(),
-            ..Platform::default()
-        }
-        .normalised()
+        static HOST: LazyLock<Platform> = LazyLock::new(|| {
+            let (os, architecture) = (std::env::consts::OS.to_owned(), std::env::consts::ARCH.to_owned());
+            Platform { os, architecture, ..Platform::default() }.normalised()
+        });
+        HOST.clone()
     }
 
     /// Go's names, and the variant only where it says something.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use data_encoding::HEXLOWER;
 use sha2::Digest as _;
 use sha2::Sha256;
 
@@ -60,7 +61,7 @@ impl IdentityId {
 
 impl fmt::Debug for IdentityId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "IdentityId({})", hex::encode(&self.0[..4]))
+        write!(f, "IdentityId({})", HEXLOWER.encode(&self.0[..4]))
     }
 }
 

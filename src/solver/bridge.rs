@@ -17,6 +17,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use futures::future::try_join_all;
 use tokio::sync::watch;
 
@@ -55,7 +56,7 @@ pub struct RefId(String);
 
 impl RefId {
     fn random() -> RefId {
-        RefId(hex::encode(rand::random::<[u8; 16]>()))
+        RefId(HEXLOWER.encode(&rand::random::<[u8; 16]>()))
     }
 
     pub fn as_str(&self) -> &str {

@@ -8,6 +8,8 @@
 
 use std::fmt;
 
+use data_encoding::HEXLOWER;
+
 use crate::oci::Algorithm;
 use crate::oci::Digest;
 use crate::oci::DigestHasher;
@@ -41,7 +43,7 @@ impl Key {
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(&self.0[..6]))
+        f.write_str(&HEXLOWER.encode(&self.0[..6]))
     }
 }
 

@@ -152,7 +152,10 @@ mod tests {
         assert!(begin.elapsed() >= LEISURE);
         let done = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&done);
-        drop(tasks.spawn_at_leisure("the last", move || drop(count.fetch_add(1, Ordering::Relaxed))));
+        let work = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        };
+        drop(tasks.spawn_at_leisure("the last", work));
         let begin = tokio::time::Instant::now();
         tasks.shutdown().await;
         assert_eq!((done.load(Ordering::Relaxed), begin.elapsed()), (1, Duration::ZERO));

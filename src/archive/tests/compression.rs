@@ -5,6 +5,7 @@ use std::io::Read;
 use std::io::Write;
 use std::process::Stdio;
 
+use data_encoding::HEXLOWER;
 use proptest::collection;
 use proptest::prelude::*;
 
@@ -188,7 +189,7 @@ fn what_passes_is_hashed() {
     };
     assert_eq!((written.as_slice(), hashed.size), (&b"abc"[..], 3));
     let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-    assert_eq!(hex::encode(hashed.sha256), abc);
+    assert_eq!(HEXLOWER.encode(&hashed.sha256), abc);
     let mut reader = HashingReader::new(&b"abc"[..]);
     io::copy(&mut reader, &mut io::sink()).expect("it is read");
     assert_eq!(reader.finish().1, hashed);

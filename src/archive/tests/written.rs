@@ -6,6 +6,7 @@ use std::io::Read as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 
+use data_encoding::HEXLOWER;
 use proptest::prelude::*;
 use sha2::Digest as _;
 use sha2::Sha256;
@@ -114,7 +115,7 @@ fn as_given_to_go() -> Vec<(Entry, Vec<u8>)> {
 #[test]
 fn the_bytes_are_those_of_gos_writer() {
     let archive = write_all(&as_given_to_go());
-    assert_eq!(hex::encode(Sha256::digest(&archive)), GO);
+    assert_eq!(HEXLOWER.encode(&Sha256::digest(&archive)), GO);
 }
 
 const GO: &str = "e575e20697a7b4cc3be3c8b2699e729e880b0ac7a1ec753b826d268ecf6e6527";

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::mount::mount_bind;
@@ -97,7 +98,7 @@ impl Attachment {
         directory: &Path,
         tasks: &Tasks,
     ) -> Result<Attachment, ExecError> {
-        let id = hex::encode(rand::random::<[u8; 16]>());
+        let id = HEXLOWER.encode(&rand::random::<[u8; 16]>());
         let namespaces = directory.join(NAMESPACES);
         let path = namespaces.join(&id);
         let file = path.clone();

@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use data_encoding::HEXLOWER;
 use sha2::Digest as _;
 use sha2::Sha256;
 use tempfile::TempDir;
@@ -110,7 +111,7 @@ pub(in crate::snapshot) fn listing(root: &Path, dir_times: bool) -> BTreeMap<Str
         let full = root.join(&entry.path);
         let meta = fs::symlink_metadata(&full).expect("it is there");
         let content = if meta.is_file() {
-            hex::encode(Sha256::digest(fs::read(&full).expect("it is readable")))
+            HEXLOWER.encode(&Sha256::digest(fs::read(&full).expect("it is readable")))
         } else if meta.is_symlink() {
             fs::read_link(&full).expect("it is a link").display().to_string()
         } else {
