@@ -5,9 +5,9 @@
 //!
 //! # Invariants
 //!
-//! - When [`Executor::run`] has returned, nothing of the process is left that anybody could meet: no process, no
-//!   cgroup, no mount of its root or of another directory. Its own files in memory are unmounted by the daemon
-//!   soon after ([`Executor::cleared`]), and at the latest before it ends.
+//! - When [`Executor::run`] has returned, nothing of the process is left that anybody could meet: no process, no mount
+//!   of its root or of another directory. Its cgroup and its own files in memory are removed by the daemon soon
+//!   after ([`Executor::cleared`]), and at the latest before it ends.
 //! - Secrets lie in memory only.
 //! - Nothing of the sandbox stays in the root: mount points that were made for it are removed again.
 //!

@@ -20,6 +20,7 @@ use tempfile::TempDir;
 use super::disk::DiskWatch;
 use super::disk::disk_usage;
 use super::leaks::left_of;
+use super::loopback::unmount_below;
 use super::process::Process;
 use super::process::died_of;
 use super::process::scrub;
@@ -337,6 +338,9 @@ impl Drop for Daemon {
         } else {
             self.judge();
         }
+        // It is killed, and leaves what all processes share mounted for the next start.
+        self.process = None;
+        unmount_below(self.directory.path());
     }
 }
 

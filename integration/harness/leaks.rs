@@ -94,8 +94,12 @@ pub async fn prune_files(client: &Buildctl, daemon: &Daemon) {
 fn left_on_disk(daemon: &Daemon) -> Vec<String> {
     let root = daemon.root();
     let mut left = snapshots(daemon);
+    // As the daemon sees them, which may have mounts of its own.
+    let seen = format!("/proc/{}/root{}", daemon.process().pid().as_raw_nonzero(), root.display());
     for directory in ["executor/bundles", "executor/netns", "executor/scratch"] {
-        left.extend(names(&root.join(directory)).iter().map(|name| format!("{directory}/{name}")));
+        left.extend(
+            names(&Path::new(&seen).join(directory)).iter().map(|name| format!("{directory}/{name}")),
+        );
     }
     for directory in ["content/blobs/sha256", "content/blobs/sha512", "content/ingest"] {
         left.extend(names(&root.join(directory)).iter().map(|name| format!("{directory}/{name}")));

@@ -109,7 +109,7 @@ impl Drop for Loopback {
 }
 
 /// What a failed test left mounted goes as well, and the loop device with the last mount.
-fn unmount_below(directory: &Path) {
+pub(super) fn unmount_below(directory: &Path) {
     let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
     let below: Vec<&Path> = points.filter(|point| point.starts_with(directory)).collect();

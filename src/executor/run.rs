@@ -175,7 +175,7 @@ async fn in_sandbox(
     });
     let (last, remains) = cleared.await?;
     drop(setting.tasks.spawn_at_leisure("clear what a sandbox left", move || {
-        remains.clear();
+        drop(remains);
         drop(leaving);
     }));
     if last.is_none() {
@@ -260,17 +260,17 @@ impl Sandbox {
     }
 }
 
-/// What is of no use and in nobody's way.
+/// What is of no use and in nobody's way. Goes when it is dropped.
 struct Remains {
     id: String,
     bundle: Option<Bundle>,
     group: Option<Group>,
 }
 
-impl Remains {
-    fn clear(self) {
-        drop(self.bundle);
-        let Some(group) = self.group else { return };
+impl Drop for Remains {
+    fn drop(&mut self) {
+        drop(self.bundle.take());
+        let Some(group) = self.group.take() else { return };
         if group.remove().is_err() {
             // Somebody joined it.
             group.kill();

@@ -69,8 +69,9 @@ impl Blank {
             }
         };
         if let Some(unused) = unused {
-            // What can't be removed is at the next start.
-            let _ = fs::remove_dir(unused.join(FS)).and_then(|()| fs::remove_dir(&unused));
+            // It may have no tree yet. What can't be removed is at the next start.
+            let _ = fs::remove_dir(unused.join(FS));
+            let _ = fs::remove_dir(&unused);
         }
     }
 

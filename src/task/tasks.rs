@@ -75,11 +75,11 @@ impl Tasks {
     /// As [`Tasks::spawn_blocking`], but a little later: for clearing up and for what is made ahead, so that it does not
     /// get in the way of who goes on now.
     pub fn spawn_at_leisure(&self, name: &'static str, work: impl FnOnce() + Send + 'static) -> Task<()> {
-        let (tasks, work) = (self.clone(), Box::new(work));
+        let tasks = self.clone();
         self.spawn(name, async move {
             tasks.token.run_until_cancelled(tokio::time::sleep(LEISURE)).await;
-            if tasks.spawn_blocking(name, work).await.is_err() {
-                tracing::error!(name, "what was to be done later panicked");
+            if let Err(error) = tasks.spawn_blocking(name, work).await {
+                tracing::error!(%error, "what had time is not done");
             }
         })
     }
