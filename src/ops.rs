@@ -39,8 +39,6 @@ pub use file::FileActionError;
 pub use file::FileError;
 pub use graph::Edge;
 pub use graph::Graph;
-pub use graph::Location;
-pub use graph::SourceMap;
 pub use graph::Vertex;
 pub use graph::VertexDigest;
 pub use graph::VertexOptions;

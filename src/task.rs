@@ -11,10 +11,12 @@
 //! interest is gone.
 
 mod backoff;
+mod cores;
 mod flights;
 mod tasks;
 
 pub use backoff::Backoff;
+pub use cores::map_on_cores;
 pub use flights::Flights;
 pub use tasks::Task;
 pub use tasks::TaskFailed;

@@ -7,7 +7,6 @@
 //! graphs are as deep as a client makes them.
 
 use std::collections::BTreeMap;
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -22,8 +21,6 @@ use crate::oci::Platform;
 use crate::oci::Quick;
 use crate::oci::QuickMap;
 use crate::progress::ProgressGroup;
-use crate::progress::SourceFile;
-use crate::progress::SourceRange;
 
 /// Names a vertex: the digest of its op as it was sent.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,36 +72,12 @@ pub struct VertexOptions {
     pub resources: Option<LinuxResources>,
 }
 
-/// Where the vertices of a definition come from.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct SourceMap {
-    pub files: Vec<Arc<SourceFile>>,
-    pub locations: HashMap<VertexDigest, Vec<Location>>,
-}
-
-impl SourceMap {
-    /// The places in files that `vertex` comes from.
-    pub fn of(&self, vertex: &VertexDigest) -> impl Iterator<Item = (&Arc<SourceFile>, &[SourceRange])> {
-        let locations = self.locations.get(vertex).map(Vec::as_slice).unwrap_or_default();
-        locations.iter().filter_map(|l| Some((self.files.get(l.file)?, l.ranges.as_slice())))
-    }
-}
-
-/// A part of a file of the [`SourceMap`].
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Location {
-    pub file: usize,
-    pub ranges: Vec<SourceRange>,
-}
-
 /// A build definition: vertices, how they depend on each other, and which output is wanted.
 #[derive(Clone, Debug)]
 pub struct Graph {
     graph: DiGraph<Arc<Vertex>, u32>,
     nodes: QuickMap<VertexDigest, NodeIndex>,
     result: Edge,
-    /// Shared with whoever reports an error of a vertex.
-    pub sources: Arc<SourceMap>,
     /// What the graph was decoded from; empty if it was not.
     pub definition: Arc<Definition>,
 }
@@ -115,19 +88,19 @@ impl Graph {
     /// # Panics
     ///
     /// If an edge names a vertex that does not come before: the caller has checked that.
-    pub fn new(vertices: Vec<Vertex>, result: Edge) -> Graph {
+    pub fn new(vertices: Vec<Arc<Vertex>>, result: Edge) -> Graph {
         let mut graph = DiGraph::with_capacity(vertices.len(), vertices.len());
         let mut nodes = QuickMap::with_capacity_and_hasher(vertices.len(), Quick::default());
         for vertex in vertices {
             let (digest, inputs) = (vertex.digest, vertex.inputs.clone());
-            let node = graph.add_node(Arc::new(vertex));
+            let node = graph.add_node(vertex);
             for input in inputs {
                 graph.add_edge(node, nodes[&input.vertex], input.output);
             }
             nodes.insert(digest, node);
         }
         assert!(nodes.contains_key(&result.vertex), "the result is one of the vertices");
-        Graph { graph, nodes, result, sources: Arc::default(), definition: Arc::default() }
+        Graph { graph, nodes, result, definition: Arc::default() }
     }
 
     /// The edge that the definition is for.

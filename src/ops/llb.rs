@@ -13,6 +13,7 @@
 mod exec;
 mod file;
 mod invalid;
+mod parsed;
 mod source;
 
 use std::collections::BTreeMap;
@@ -24,17 +25,12 @@ use serde::Serialize;
 
 use super::graph::Edge;
 use super::graph::Graph;
-use super::graph::Location;
-use super::graph::SourceMap;
 use super::graph::Vertex;
 use super::graph::VertexDigest;
 use super::graph::VertexOptions;
-use super::op::DiffOp;
-use super::op::Merge;
 use super::op::Op;
 use crate::oci::Digest;
 use crate::oci::InvalidDigest;
-use crate::oci::Platform;
 use crate::oci::Quick;
 use crate::oci::QuickMap;
 use crate::progress::ProgressGroup;
@@ -43,6 +39,10 @@ use crate::progress::SourcePosition;
 use crate::progress::SourceRange;
 use crate::proto::json;
 use crate::proto::pb;
+use crate::task::map_on_cores;
+
+use parsed::Input;
+use parsed::Parsed;
 
 pub use invalid::InvalidOp;
 
@@ -218,22 +218,15 @@ impl Definition {
         self.0.def.is_empty()
     }
 
-    /// Where its vertices come from, for errors; unusable entries are left out.
-    pub fn sources(&self) -> SourceMap {
-        let Some(source) = &self.0.source else { return SourceMap::default() };
-        let files = source.infos.iter().map(|info| {
-            Arc::new(SourceFile {
-                filename: info.filename.clone(),
-                language: info.language.clone(),
-                data: info.data.clone(),
-                definition: info.definition.as_ref().map(|d| Bytes::from(d.encode_to_vec())),
-            })
-        });
-        let locations = source.locations.iter().filter_map(|(digest, locations)| {
-            let vertex = VertexDigest(digest.parse().ok()?);
-            Some((vertex, locations.locations.iter().filter_map(location).collect()))
-        });
-        SourceMap { files: files.collect(), locations: locations.collect() }
+    /// The places in files that a vertex comes from, for errors; unusable entries are left out.
+    pub fn places(&self, vertex: &VertexDigest) -> Vec<(Arc<SourceFile>, Vec<SourceRange>)> {
+        let Some(source) = &self.0.source else { return Vec::new() };
+        let locations = source.locations.get(&vertex.to_string());
+        let place = |location: &pb::Location| {
+            let info = source.infos.get(usize::try_from(location.source_index).ok()?)?;
+            Some((Arc::new(file(info)), location.ranges.iter().map(range).collect()))
+        };
+        locations.map(|locations| locations.locations.iter().filter_map(place).collect()).unwrap_or_default()
     }
 
     /// The op of a vertex, encoded, and its description. Hashes every op: for errors.
@@ -248,36 +241,40 @@ impl Definition {
         if self.is_empty() {
             return Ok(None);
         }
-        let ops = Ops::decode(&self.0.def, limits)?;
+        let mut ops = Ops::decode(&self.0.def, limits)?;
         let order = ops.order(limits)?;
         let mut vertices = Vertices::with_capacity(ops.ops.len(), order.len());
         for index in order {
-            let metadata = self.0.metadata.get(&ops.digests[index].to_string());
-            let vertex = vertex(&ops, index, metadata, &vertices)?;
+            let metadata = self.0.metadata.get(&ops.ops[index].digest.to_string());
+            let vertex = vertex(&mut ops, index, metadata, &vertices)?;
             vertices.push(index, vertex);
         }
-        let vertices = vertices.all;
-        let mut graph = Graph::new(vertices, ops.result);
-        graph.sources = Arc::new(self.sources());
+        let mut graph = Graph::new(vertices.all, ops.result);
         graph.definition = Arc::clone(self);
         Ok(Some(graph))
     }
 }
 
-fn location(location: &pb::Location) -> Option<Location> {
+fn file(info: &pb::SourceInfo) -> SourceFile {
+    SourceFile {
+        filename: info.filename.clone(),
+        language: info.language.clone(),
+        data: info.data.clone(),
+        definition: info.definition.as_ref().map(|definition| Bytes::from(definition.encode_to_vec())),
+    }
+}
+
+fn range(range: &pb::Range) -> SourceRange {
     let position = |p: &Option<pb::Position>| {
         let p = p.unwrap_or_default();
         SourcePosition { line: p.line, character: p.character }
     };
-    let range = |r: &pb::Range| SourceRange { start: position(&r.start), end: position(&r.end) };
-    let file = usize::try_from(location.source_index).ok()?;
-    Some(Location { file, ranges: location.ranges.iter().map(range).collect() })
+    SourceRange { start: position(&range.start), end: position(&range.end) }
 }
 
 /// The ops in the order of the definition, their structure checked.
 struct Ops {
-    ops: Vec<pb::Op>,
-    digests: Vec<VertexDigest>,
+    ops: Vec<Parsed>,
     /// Per op, the indices of its inputs.
     inputs: Vec<Vec<usize>>,
     result: Edge,
@@ -290,44 +287,36 @@ impl Ops {
         if def.len() < 2 {
             return Err(LlbError::TooFew { count: def.len() });
         }
+        let parsed = map_on_cores(def, |index, bytes| Parsed::decode(index, bytes, limits));
         let mut ops = Vec::with_capacity(def.len());
-        let mut digests = Vec::with_capacity(def.len());
         let mut index_of = QuickMap::with_capacity_and_hasher(def.len(), Quick::default());
-        for (index, bytes) in def.iter().enumerate() {
-            let op = pb::Op::decode(bytes.clone())
-                .map_err(|error| LlbError::Op { index, reason: error.to_string() })?;
-            at_most("inputs of one op", op.inputs.len(), limits.inputs)?;
-            let digest = VertexDigest(Digest::sha256(bytes));
-            if index_of.insert(digest, index).is_some() {
-                return Err(LlbError::Duplicate { digest });
+        for (index, op) in parsed.into_iter().enumerate() {
+            let op = op?;
+            if index_of.insert(op.digest, index).is_some() {
+                return Err(LlbError::Duplicate { digest: op.digest });
             }
             ops.push(op);
-            digests.push(digest);
         }
         let last = def.len() - 1;
-        if ops[last].op.is_some() || ops[last].inputs.is_empty() {
+        if ops[last].does.is_some() || ops[last].inputs.is_empty() {
             return Err(LlbError::NoResult);
         }
         let mut inputs = Vec::with_capacity(def.len());
-        for (op, vertex) in ops.iter().zip(&digests) {
-            let resolve = |(input, wire): (usize, &pb::Input)| -> Result<usize, LlbError> {
-                let digest: Digest = wire.digest.parse().map_err(|source| LlbError::InputDigest {
-                    op: *vertex,
-                    input,
-                    source,
-                })?;
-                let digest = VertexDigest(digest);
+        for Parsed { digest: op, inputs: sent, .. } in &ops {
+            let resolve = |(input, Input { digest, output }): (usize, &Input)| {
+                let digest =
+                    digest.clone().map_err(|source| LlbError::InputDigest { op: *op, input, source })?;
                 let index = index_of.get(&digest).copied().filter(|index| *index != last);
-                let index = index.ok_or(LlbError::Dangling { op: *vertex, input, digest })?;
-                if wire.index < 0 || outputs(&ops[index]).is_some_and(|n| wire.index >= n) {
-                    return Err(LlbError::Output { op: *vertex, input, digest, output: wire.index });
+                let index = index.ok_or(LlbError::Dangling { op: *op, input, digest })?;
+                if *output < 0 || ops[index].outputs.is_some_and(|n| *output >= n) {
+                    return Err(LlbError::Output { op: *op, input, digest, output: *output });
                 }
                 Ok(index)
             };
-            inputs.push(op.inputs.iter().enumerate().map(resolve).collect::<Result<Vec<_>, _>>()?);
+            inputs.push(sent.iter().enumerate().map(resolve).collect::<Result<Vec<_>, _>>()?);
         }
-        let result = edge(digests[inputs[last][0]], &ops[last].inputs[0]);
-        Ok(Ops { ops, digests, inputs, result })
+        let result = edge(ops[inputs[last][0]].digest, &ops[last].inputs[0]);
+        Ok(Ops { ops, inputs, result })
     }
 
     /// The ops that the result needs, each after its inputs.
@@ -376,7 +365,7 @@ impl Ops {
         // Can't be made without breaking SHA-256; it is checked all the same, since a loop here would
         // hang the daemon.
         if let Some(index) = missing.iter().position(|missing| *missing > 0) {
-            return Err(LlbError::Cycle { op: self.digests[index] });
+            return Err(LlbError::Cycle { op: self.ops[index].digest });
         }
         Ok(order)
     }
@@ -386,25 +375,14 @@ fn at_most(what: &'static str, found: usize, limit: usize) -> Result<(), LlbErro
     if found > limit { Err(LlbError::TooLarge { what, found, limit }) } else { Ok(()) }
 }
 
-/// Number of outputs of an op, where its kind fixes it.
-fn outputs(op: &pb::Op) -> Option<i64> {
-    use pb::op::Op as Kind;
-    match op.op.as_ref()? {
-        Kind::Source(_) | Kind::Merge(_) | Kind::Diff(_) | Kind::Build(_) => Some(1),
-        Kind::Exec(op) => Some(exec::outputs(op)),
-        Kind::File(op) => Some(file::outputs(op)),
-        Kind::Passthrough(_) => None,
-    }
-}
-
 /// Callers have checked that the index is no negative number.
-fn edge(vertex: VertexDigest, input: &pb::Input) -> Edge {
-    Edge { vertex, output: u32::try_from(input.index).unwrap_or(u32::MAX) }
+fn edge(vertex: VertexDigest, input: &Input) -> Edge {
+    Edge { vertex, output: u32::try_from(input.output).unwrap_or(u32::MAX) }
 }
 
 /// The vertices so far.
 struct Vertices {
-    all: Vec<Vertex>,
+    all: Vec<Arc<Vertex>>,
     /// By the place of the op in the definition.
     places: Vec<Option<usize>>,
 }
@@ -416,7 +394,7 @@ impl Vertices {
 
     fn push(&mut self, op: usize, vertex: Vertex) {
         self.places[op] = Some(self.all.len());
-        self.all.push(vertex);
+        self.all.push(Arc::new(vertex));
     }
 
     fn name(&self, op: usize) -> Option<&str> {
@@ -424,17 +402,18 @@ impl Vertices {
     }
 }
 
+/// Takes what the op does out of `ops`.
 fn vertex(
-    ops: &Ops,
+    ops: &mut Ops,
     index: usize,
     metadata: Option<&pb::OpMetadata>,
     before: &Vertices,
 ) -> Result<Vertex, LlbError> {
-    let (op, digest) = (&ops.ops[index], ops.digests[index]);
-    let inputs: Vec<Edge> =
-        ops.inputs[index].iter().zip(&op.inputs).map(|(i, input)| edge(ops.digests[*i], input)).collect();
-    let name = |input: usize| before.name(ops.inputs[index][input]);
-    let (parsed, derived) = kind(op, digest, inputs.len(), name)?;
+    let parsed = &mut ops.ops[index];
+    let (digest, platform) = (parsed.digest, std::mem::take(&mut parsed.platform));
+    let (op, name) = parsed.does.take().ok_or(LlbError::UnknownKind { op: digest })??;
+    let inputs = ops.inputs[index].iter().zip(&ops.ops[index].inputs);
+    let inputs: Vec<Edge> = inputs.map(|(i, input)| edge(ops.ops[*i].digest, input)).collect();
     let mut options = VertexOptions::default();
     if let Some(metadata) = metadata {
         let missing = metadata.caps.keys().find(|cap| !CAPS.contains(&cap.as_str()));
@@ -454,91 +433,11 @@ fn vertex(
             weak: g.weak,
         });
     }
-    let name = options.description.get("llb.customname").map_or(derived, |name| clip(name)).into();
-    let platform = op.platform.as_ref().map_or_else(Platform::host, |p| {
-        let platform = Platform {
-            architecture: p.architecture.clone(),
-            os: p.os.clone(),
-            os_version: p.os_version.clone(),
-            os_features: p.os_features.clone(),
-            variant: p.variant.clone(),
-        };
-        platform.normalised()
-    });
-    Ok(Vertex { digest, name, op: parsed, platform, inputs, options })
-}
-
-/// What the op does, and a name for it.
-fn kind<'n>(
-    op: &pb::Op,
-    digest: VertexDigest,
-    inputs: usize,
-    name: impl Fn(usize) -> Option<&'n str>,
-) -> Result<(Op, String), LlbError> {
-    use pb::op::Op as Kind;
-    let unsupported =
-        |what: &str| Err(LlbError::Unsupported { op: digest, what: format!("the {what} operation") });
-    let invalid = |reason| LlbError::Invalid { op: digest, reason };
-    let input = |what: &str, sent: i64| invalid::index(|| what.to_owned(), sent, inputs).map_err(invalid);
-    match &op.op {
-        None => Err(LlbError::UnknownKind { op: digest }),
-        Some(Kind::Source(source)) => {
-            if inputs > 0 {
-                return Err(invalid(InvalidOp::SourceInputs));
-            }
-            Ok((source::source(source, digest)?, clip(&source.identifier)))
-        }
-        Some(Kind::Exec(exec)) => {
-            let parsed = exec::exec(exec, op.platform.as_ref(), inputs).map_err(invalid)?;
-            Ok((Op::Exec(Box::new(parsed)), joined("", exec::name(exec), " ", "")))
-        }
-        Some(Kind::File(file)) => {
-            let parsed = file::file(file, inputs).map_err(invalid)?;
-            Ok((Op::File(parsed), joined("", file::names(file), ", ", "")))
-        }
-        Some(Kind::Merge(merge)) => {
-            let index = |m: &pb::MergeInput| {
-                let none = || {
-                    let what = "input of a merge".to_owned();
-                    invalid(InvalidOp::Index { what, index: m.input, count: inputs })
-                };
-                input("input of a merge", m.input)?.ok_or_else(none)
-            };
-            let lowest_first = merge.inputs.iter().map(index).collect::<Result<Vec<_>, _>>()?;
-            let names = (0..inputs).filter_map(&name);
-            Ok((Op::Merge(Merge { inputs: lowest_first }), joined("merge (", names, ", ", ")")))
-        }
-        Some(Kind::Diff(diff)) => {
-            let missing = |what: &str| invalid(InvalidOp::Missing { what: what.to_owned() });
-            let lower = diff.lower.as_ref().ok_or_else(|| missing("lower"))?;
-            let upper = diff.upper.as_ref().ok_or_else(|| missing("upper"))?;
-            let diff = DiffOp { lower: input("lower", lower.input)?, upper: input("upper", upper.input)? };
-            let side = |input: Option<usize>| match input.and_then(&name) {
-                Some(name) => format!("({name})"),
-                None => "scratch".to_owned(),
-            };
-            let derived = clip(&format!("diff {} -> {}", side(diff.lower), side(diff.upper)));
-            Ok((Op::Diff(diff), derived))
-        }
-        Some(Kind::Build(_)) => unsupported("build"),
-        Some(Kind::Passthrough(_)) => unsupported("passthrough"),
-    }
-}
-
-/// A name made of parts, no longer than it is fit for people whatever their number.
-fn joined(open: &str, parts: impl Iterator<Item = impl AsRef<str>>, separator: &str, close: &str) -> String {
-    let mut name = open.to_owned();
-    for (at, part) in parts.enumerate() {
-        if at > 0 {
-            name.push_str(separator);
-        }
-        name.push_str(part.as_ref());
-        if name.len() > MAX_NAME {
-            return clip(&name);
-        }
-    }
-    name.push_str(close);
-    clip(&name)
+    let name = match options.description.get("llb.customname") {
+        Some(name) => clip(name),
+        None => name.text(|input| before.name(ops.inputs[index][input])),
+    };
+    Ok(Vertex { digest, name: name.into(), op, platform, inputs, options })
 }
 
 /// Cuts a text that comes from outside to a length fit for people.

@@ -30,7 +30,6 @@ use super::job::LazyResult;
 use crate::export::Attestation;
 use crate::ops::LeftFiles;
 use crate::ops::Operate;
-use crate::ops::SourceMap;
 use crate::ops::VertexDigest;
 use crate::ops::llb::Definition;
 use crate::progress::Sink;
@@ -270,8 +269,7 @@ impl<O: Operate> Bridge<'_, O> {
 }
 
 /// The places that `vertex` comes from.
-pub(super) fn locations(sources: &SourceMap, vertex: &VertexDigest) -> Vec<SourceLocation> {
-    let location =
-        |(file, ranges): (&Arc<_>, &[_])| SourceLocation { file: Arc::clone(file), ranges: ranges.to_vec() };
-    sources.of(vertex).map(location).collect()
+pub(super) fn locations(definition: &Definition, vertex: &VertexDigest) -> Vec<SourceLocation> {
+    let places = definition.places(vertex).into_iter();
+    places.map(|(file, ranges)| SourceLocation { file, ranges }).collect()
 }

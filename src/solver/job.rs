@@ -36,7 +36,6 @@ use crate::ops::Edge;
 use crate::ops::Entitlement;
 use crate::ops::Graph;
 use crate::ops::Operate;
-use crate::ops::SourceMap;
 use crate::ops::llb::Definition;
 use crate::ops::llb::Limits;
 use crate::progress::Journal;
@@ -180,8 +179,7 @@ impl<O: Operate> Job<O> {
     /// Cancellation safe: what was forgotten for vertices that ignore the cache stays forgotten.
     pub async fn solve(&self, definition: &Arc<Definition>) -> Result<Option<LazyResult<O>>, SolveError> {
         let graph = definition.decode(&self.0.limits).map_err(|source| {
-            let sources = definition.sources();
-            let locations = source.vertex().map(|v| locations(&sources, &v)).unwrap_or_default();
+            let locations = source.vertex().map(|v| locations(definition, &v)).unwrap_or_default();
             SolveError::Definition { source, locations }
         })?;
         let Some(graph) = graph else { return Ok(None) };
@@ -196,7 +194,7 @@ impl<O: Operate> Job<O> {
             forgotten.map_err(|cause| {
                 let (digest, phase) = (vertex.digest, Phase::Result);
                 let source = Arc::new(VertexError { vertex: digest, phase, cause: cause.into() });
-                let locations = locations(&graph.sources, &digest);
+                let locations = locations(&graph.definition, &digest);
                 SolveError::Vertex { source, locations, op: None }
             })?;
         }
@@ -208,7 +206,7 @@ impl<O: Operate> Job<O> {
         for vertex in graph.inputs_first() {
             let denied = vertex.op.entitlements().find(|entitlement| !granted.contains(entitlement));
             if let Some(entitlement) = denied {
-                let (vertex, locations) = (vertex.digest, locations(&graph.sources, &vertex.digest));
+                let (vertex, locations) = (vertex.digest, locations(&graph.definition, &vertex.digest));
                 return Err(SolveError::NotEntitled { entitlement, vertex, locations });
             }
         }
@@ -219,7 +217,6 @@ impl<O: Operate> Job<O> {
     pub(super) fn solve_graph(&self, graph: Graph) -> LazyResult<O> {
         let lazy = Lazy {
             edge: graph.result(),
-            sources: Arc::clone(&graph.sources),
             definition: Arc::clone(&graph.definition),
             job: self.0.number,
             cancel: self.0.cancel.clone(),
@@ -307,7 +304,6 @@ pub struct LazyResult<O: Operate>(Arc<Lazy<O>>);
 
 struct Lazy<O: Operate> {
     edge: Edge,
-    sources: Arc<SourceMap>,
     definition: Arc<Definition>,
     job: JobNumber,
     cancel: CancellationToken,
@@ -342,7 +338,7 @@ impl<O: Operate> LazyResult<O> {
             Some(Ok(output)) => Ok(output),
             Some(Err(None)) => Err(SolveError::Cancelled),
             Some(Err(Some(source))) => {
-                let locations = locations(&self.0.sources, &source.vertex);
+                let locations = locations(&self.0.definition, &source.vertex);
                 let op = self.0.definition.op(&source.vertex);
                 let op = op.map(|(bytes, description)| FailedOp { bytes, description });
                 Err(SolveError::Vertex { source, locations, op })

@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::ops::op::DiffOp;
+use crate::ops::op::Merge;
 use crate::ops::op::RecordType;
 use crate::ops::op::ResolveMode;
 
@@ -376,7 +378,7 @@ fn locations_are_found_by_vertex() {
         locations: [(one.to_string(), pb::Locations { locations: vec![location, beyond] })].into(),
     });
     let graph = b.decode(one).unwrap();
-    let found: Vec<_> = graph.sources.of(&one).collect();
+    let found = graph.definition.places(&one);
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].0.filename, "Dockerfile");
     assert_eq!(found[0].1[0].start.line, 3);

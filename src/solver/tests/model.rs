@@ -111,14 +111,14 @@ impl Plan {
         let mut behaviours = HashMap::new();
         for (index, behaviour) in self.vertices.iter().enumerate().filter(|(index, _)| needed[*index]) {
             let edge = |i: &Input| Edge { vertex: digests[i.vertex], output: i.output };
-            vertices.push(Vertex {
+            vertices.push(Arc::new(Vertex {
                 digest: digests[index],
                 name: behaviour.name.clone().into(),
                 op: Op::Merge(Merge { inputs: (0..behaviour.inputs.len()).collect() }),
                 platform: Platform::host(),
                 inputs: behaviour.inputs.iter().map(edge).collect(),
                 options: VertexOptions { ignore_cache: behaviour.ignore_cache, ..VertexOptions::default() },
-            });
+            }));
             behaviours.insert(digests[index], behaviour.clone());
         }
         (Graph::new(vertices, Edge { vertex: digests[result], output }), behaviours)
