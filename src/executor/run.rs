@@ -506,3 +506,24 @@ pub fn validate(process: &Process) -> Result<(), ExecError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_cleared_later_goes_when_the_daemon_ends_before() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mounted = format!("29 25 0:26 / {} rw - cgroup2 cgroup2 rw\n", directory.path().display());
+        let group = Cgroups::parse(&mounted).group(Path::new("/thunk/x"));
+        let path = group.directory("memory").expect("the one for all");
+        std::fs::create_dir_all(&path).expect("made");
+        let remains = Remains { id: "x".to_owned(), bundle: None, group: Some(group) };
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(async {
+            drop(Tasks::new().spawn_at_leisure("clear what a sandbox left", move || drop(remains)));
+        });
+        drop(runtime);
+        assert!(!path.exists());
+    }
+}

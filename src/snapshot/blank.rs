@@ -99,6 +99,11 @@ mod tests {
         assert!(taken.join("fs").is_dir());
         assert_eq!(count(), 0);
         assert!(!blank.take(&dir.path().join("other")));
+        // One that could be made by half.
+        fs::create_dir(dir.path().join(SPARE).join("blank-1")).expect("made");
+        blank.refill();
+        assert!(!blank.take(&dir.path().join("other")));
+        assert_eq!(count(), 0);
         // A disk that takes none.
         fs::remove_dir(dir.path().join(SPARE)).expect("removed");
         blank.refill();
