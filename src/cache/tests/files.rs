@@ -79,6 +79,20 @@ pub(super) async fn assert_empty(f: &Fixture) {
     panic!("left: {:?}", f.snapshotter.walk().await.unwrap());
 }
 
+/// The kernel mounts no directory twice in one overlay, so that a step on an image with two equal layers, or on a merge
+/// of merges, failed with "Too many levels of symbolic links".
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_may_have_a_layer_twice_and_a_merge_a_state() {
+    let f = Fixture::new();
+    let twice = image(&f, &["a", "b", "a"]).await;
+    let made = written(&f, None, "c", MutableOptions::default()).await;
+    let merged = f.cache.merge(&[twice.clone(), made], RefOptions::default()).await.unwrap();
+    let merged = f.cache.merge(&[merged.clone(), twice, merged], RefOptions::default()).await.unwrap();
+    assert_eq!(names(merged.mount(&ctx()).await.unwrap().path()), ["a", "b", "c"]);
+    let above = written(&f, Some(&merged), "d", MutableOptions::default()).await;
+    assert_eq!(names(above.mount(&ctx()).await.unwrap().path()), ["a", "b", "c", "d"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_made_has_its_files_and_gets_a_blob_when_somebody_asks() {
     let f = Fixture::new();

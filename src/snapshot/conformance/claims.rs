@@ -106,6 +106,36 @@ claims! {
         assert!(s.upper(&key("x")).is_some_and(|upper| files(&upper) == ["both=x", "dir/", "dir/x=x"]));
     }
 
+    /// An image has the same layer twice, or a merge the same state.
+    async fn a_snapshot_may_lie_on_others_twice(site) {
+        let s = &*site.open().await;
+        if !s.stacks() {
+            return;
+        }
+        commit(s, "x", &[], |root| {
+            write(root, "both", "x");
+            write(root, "dir/x", "x");
+        })
+        .await;
+        commit(s, "y", &["x"], |root| {
+            write(root, "both", "y");
+            write(root, "y", "y");
+            fs::remove_dir_all(root.join("dir")).expect("removed");
+        })
+        .await;
+        let x = ["both=x", "dir/", "dir/x=x", "y=y"];
+        assert_eq!(seen(s, &["x", "x"]).await, ["both=x", "dir/", "dir/x=x"]);
+        assert_eq!(seen(s, &["x", "y", "x"]).await, x);
+        assert_eq!(seen(s, &["x", "y", "x", "y", "x"]).await, x);
+        assert_eq!(seen(s, &["y", "x", "y"]).await, ["both=y", "y=y"]);
+        commit(s, "above", &["x", "y", "x"], |root| write(root, "above", "")).await;
+        let above = ["above=", "both=x", "dir/", "dir/x=x", "y=y"];
+        assert_eq!(seen(s, &["x", "y", "x", "above"]).await, above);
+        // More than are mounted one by one.
+        let long: Vec<&str> = ["x", "y"].into_iter().cycle().take(601).collect();
+        assert_eq!(seen(s, &long).await, x);
+    }
+
     async fn what_is_read_only_is_not_written(site) {
         let s = &*site.open().await;
         commit(s, "a", &[], |root| write(root, "file", "a")).await;
