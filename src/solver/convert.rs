@@ -100,7 +100,8 @@ impl Rejected {
         details.extend(error.exit_code().and_then(exit_detail));
         let subject = subject(&error);
         details.extend(error.op().and_then(|op| solve_detail(op, subject, refs)));
-        details.extend(error.locations().iter().filter_map(source_detail));
+        // Clients show the first one, and expect that to be the one that was given last.
+        details.extend(error.locations().iter().rev().filter_map(source_detail));
         details.extend(error.vertex().and_then(vertex_detail));
         if let SolveError::NoSuchFrontend { name, asked } = &error {
             details.extend(frontend_details(name, asked));

@@ -47,6 +47,23 @@ func TestAFailedVertexNamesItselfAndItsSource(t *testing.T) {
 	require.NotNil(t, reported.Completed)
 }
 
+// Clients show the first place, which for them is the one that was named last.
+func TestOfSeveralSourcesTheLastOneIsTheFirst(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	missing := r.host + "/" + unique("missing-") + ":latest"
+	one, other := llb.NewSourceMap(nil, "one", "", []byte("1")), llb.NewSourceMap(nil, "other", "", []byte("2"))
+	at := func(line int32) []*pb.Range { return []*pb.Range{{Start: &pb.Position{Line: line}}} }
+	state := llb.Image(missing, one.Location(at(7)), other.Location(at(8)), one.Location(at(9)))
+
+	_, _, err := solve(t, c, marshal(t, state), exports(client.ExportEntry{Type: client.ExporterOCI, Output: discard}))
+
+	var places []string
+	for _, source := range errdefs.Sources(err) {
+		places = append(places, describe("%s:%d", source.Info.Filename, source.Ranges[0].Start.Line))
+	}
+	require.Equal(t, []string{"one:9", "other:8", "one:7"}, places)
+}
+
 func TestTheProgressOfNobodysBuildIsNotFound(t *testing.T) {
 	c := connect(t)
 
