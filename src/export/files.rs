@@ -254,9 +254,9 @@ fn clean(path: &[u8]) -> Vec<u8> {
 }
 
 impl PlatformFiles {
-    /// Its directory, where it has one of its own.
+    /// Its directory, where it has one of its own: one name, on whatever system the files are written.
     fn directory(&self) -> Vec<u8> {
-        self.id.replace('/', "_").into_bytes()
+        self.id.replace(['/', '\\', ':'], "_").into_bytes()
     }
 
     fn walk(&self, visit: &mut Visit<'_>) -> Result<(), TransferError> {

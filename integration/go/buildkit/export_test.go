@@ -272,6 +272,16 @@ func TestOnePlatformHasADirectoryWhereThatIsAskedFor(t *testing.T) {
 	require.ErrorContains(t, err, "non-bool value")
 }
 
+// The files may be written by a client on another system.
+func TestTheDirectoryOfAPlatformIsOneNameOnEverySystem(t *testing.T) {
+	c, dir := connect(t), t.TempDir()
+	_, _, err := build(t, c, exports(toDir(dir, "platform-split", "true")), platforms(false, `..\c:\linux/amd64`))
+	require.NoError(t, err)
+	files := readTree(t, dir)
+	require.Len(t, files, 1)
+	require.Contains(t, files, ".._c__linux_amd64/d/amd64")
+}
+
 func TestALinkFromTheRootBeginsAtTheDirectoryOfItsPlatform(t *testing.T) {
 	c := connect(t)
 	run := func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
