@@ -252,7 +252,7 @@ impl Build {
         let reply = self.solve(job).await?;
         let mut source = evaluate(&reply).await?;
         if self.request.session_exporter {
-            exports.extend(self.session_exports(job, &source).await?);
+            exports.extend(self.session_exports(job, &reply, &source).await?);
         }
         loop {
             let error = match self.export(job, &exports, &source).await {
@@ -356,13 +356,15 @@ impl Build {
         ExportVertex { ctx: job.ctx().with_progress(progress.clone()), progress }
     }
 
-    /// The exporters that the client names now. A client without that service names none.
+    /// The exporters that the client names now, which may look into the refs first. A client without that service names
+    /// none.
     async fn session_exports(
         &self,
         job: &Job<Worker>,
+        reply: &SolveReply<Worker>,
         source: &ExportSource,
     ) -> Result<Vec<Export>, BuildError> {
-        let refs: Vec<String> = source.states().map(|one| one.id().to_string()).collect();
+        let refs: Vec<String> = reply.refs.iter().map(|one| one.id.to_string()).collect();
         let asked = job.sessions().any(|session| {
             let (metadata, refs) = (source.metadata.clone(), refs.clone());
             async move { session.find_exporters(metadata, refs).await }

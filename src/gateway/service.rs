@@ -1,6 +1,7 @@
 //! `moby.buildkit.v1.frontend.LLBBridge`.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use tonic::Request;
@@ -16,9 +17,13 @@ use super::convert::Understands;
 use super::files;
 use super::files::FilesError;
 use super::files::ReadRange;
+use crate::cache::CacheError;
 use crate::cache::Look;
+use crate::cache::MutableOptions;
 use crate::cache::RecordId;
+use crate::cache::Tree;
 use crate::cache::Want;
+use crate::ctx::Ctx;
 use crate::fs::Root;
 use crate::identity::Identity;
 use crate::identity::convert::worker_record;
@@ -87,7 +92,7 @@ impl GatewayService {
 
     async fn image_meta(&self, job: &Job<Worker>, request: &MetaRequest) -> Result<ImageMeta, Status> {
         let vertex = Vertex::new(request.vertex, request.name.clone());
-        let progress = VertexProgress::new(vertex, std::sync::Arc::new(job.journal().clone()));
+        let progress = VertexProgress::new(vertex, Arc::new(job.journal().clone()));
         progress.start();
         let ctx = job.ctx().with_progress(progress.clone());
         let asked = async {
@@ -114,7 +119,7 @@ impl GatewayService {
         source: &HttpSource,
     ) -> Result<HttpFile, Status> {
         let vertex = Vertex::new(request.vertex, request.name.clone());
-        let progress = VertexProgress::new(vertex, std::sync::Arc::new(job.journal().clone()));
+        let progress = VertexProgress::new(vertex, Arc::new(job.journal().clone()));
         progress.start();
         let ctx = job.ctx().with_progress(progress.clone());
         let answer = match ctx.run(Box::pin(self.worker.web_meta(&ctx, source))).await {
@@ -127,6 +132,11 @@ impl GatewayService {
 }
 
 impl GatewayService {
+    /// The files of the empty result: a root with nothing in it.
+    async fn nothing(&self, ctx: &Ctx) -> Result<Arc<Tree>, CacheError> {
+        self.worker.cache().create(ctx, None, MutableOptions::default()).await?.mount().await
+    }
+
     /// Looks into the files of a ref, of which only those `at` a path are made.
     async fn with_files<T: Send + 'static>(
         &self,
@@ -145,12 +155,12 @@ impl GatewayService {
                 None => None,
             },
         };
-        let Some(found) = found else {
-            return Err(Status::not_found("the result is empty: no such file or directory"));
-        };
         let ctx = job.ctx();
         let looked = async {
-            let tree = Box::pin(found.mount_paths(&ctx, &[at])).await;
+            let tree = match found {
+                Some(found) => Box::pin(found.mount_paths(&ctx, &[at])).await,
+                None => Box::pin(self.nothing(&ctx)).await,
+            };
             let tree = tree.map_err(|error| Status::new(code_of(&error), error.to_string()))?;
             let looked = self.worker.tasks().spawn_blocking("read files", move || {
                 let root = Root::open(tree.path())?;

@@ -95,6 +95,17 @@ pub enum Refs<O: Operate> {
     Many(BTreeMap<String, Option<Ref<O>>>),
 }
 
+impl<O: Operate> Refs<O> {
+    /// Those that are there, in the order of their platforms.
+    pub fn iter(&self) -> impl Iterator<Item = &Ref<O>> {
+        let (single, many) = match self {
+            Refs::Single(single) => (single.as_ref(), None),
+            Refs::Many(many) => (None, Some(many)),
+        };
+        single.into_iter().chain(many.into_iter().flat_map(|many| many.values().flatten()))
+    }
+}
+
 impl<O: Operate> Clone for Refs<O> {
     fn clone(&self) -> Self {
         match self {
@@ -136,12 +147,8 @@ impl<O: Operate> SolveReply<O> {
 
     /// The refs that are there, in the order of their platforms, and then those of what is stated of them.
     pub fn refs(&self) -> impl Iterator<Item = &Ref<O>> {
-        let (single, many) = match &self.refs {
-            Refs::Single(single) => (single.as_ref(), None),
-            Refs::Many(many) => (None, Some(many)),
-        };
         let stated = self.attestations.values().flatten().filter_map(|one| one.files.as_ref());
-        single.into_iter().chain(many.into_iter().flat_map(|many| many.values().flatten())).chain(stated)
+        self.refs.iter().chain(stated)
     }
 
     /// Evaluates all refs at the same time; the first error ends it.

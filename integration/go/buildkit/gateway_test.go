@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"os"
 	"testing"
 	"time"
 
@@ -15,6 +16,10 @@ import (
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/exporter"
+	"github.com/moby/buildkit/session/exporter/exporterprovider"
+	"github.com/moby/buildkit/session/filesync"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/apicaps"
 	"github.com/moby/buildkit/util/grpcerrors"
@@ -178,6 +183,55 @@ func TestAWarningReachesTheProgress(t *testing.T) {
 	require.Equal(t, "https://example.com/odd", warning.URL)
 	require.Equal(t, "a.hcl", warning.SourceInfo.Filename)
 	require.Len(t, warning.Range, 1)
+}
+
+func TestTheEmptyResultIsADirectoryWithNothingInIt(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	img := llb.Image(r.push(unique("base-"), "latest", newImage(t, 1, "amd64")))
+	_, _, err := build(t, c, client.SolveOpt{}, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+		res, err := solveState(ctx, c, llb.Diff(img, img), true)
+		require.NoError(t, err)
+		ref, err := res.SingleRef()
+		require.NoError(t, err)
+		found, err := ref.ReadDir(ctx, gateway.ReadDirRequest{Path: "/"})
+		require.NoError(t, err)
+		require.Empty(t, found)
+		stat, err := ref.StatFile(ctx, gateway.StatRequest{Path: "/"})
+		require.NoError(t, err)
+		require.True(t, os.FileMode(stat.Mode).IsDir())
+		_, err = ref.ReadFile(ctx, gateway.ReadRequest{Filename: "/a"})
+		require.ErrorContains(t, err, "no such file or directory")
+		return res, nil
+	})
+	require.NoError(t, err)
+}
+
+// Who names its exporters when the result is there looks at that first, by the refs that it is given.
+func TestAClientLooksAtTheResultBeforeItNamesExporters(t *testing.T) {
+	c, id, out := connect(t), unique("build-"), t.TempDir()
+	target := filesync.NewFSSyncTarget()
+	var asked []string
+	exporters := exporterprovider.New(func(ctx context.Context, _ map[string][]byte, refs []string) ([]*exporter.ExporterRequest, error) {
+		for _, ref := range refs {
+			found, err := c.GatewayClientForBuild(id).ReadDir(ctx, &gwpb.ReadDirRequest{Ref: ref, DirPath: "/"})
+			if err != nil {
+				return nil, err
+			}
+			for _, entry := range found.Entries {
+				asked = append(asked, entry.Path)
+			}
+		}
+		target.Add(filesync.WithFSSyncDir(0, out))
+		return []*exporter.ExporterRequest{{Type: client.ExporterLocal}}, nil
+	})
+	opt := client.SolveOpt{Ref: id, EnableSessionExporter: true, Session: []session.Attachable{target, exporters}}
+	_, _, err := build(t, c, opt, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+		state := llb.Scratch().File(llb.Mkfile("/a", 0o644, []byte("a")).Mkfile("/b", 0o644, nil))
+		return solveState(ctx, c, state, false)
+	})
+	require.NoError(t, err)
+	require.Equal(t, []string{"a", "b"}, asked)
+	require.Equal(t, map[string][]byte{"a": []byte("a"), "b": {}}, readTree(t, out))
 }
 
 func TestResultsOfPlatformsBecomeAnIndex(t *testing.T) {
