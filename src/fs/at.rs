@@ -21,6 +21,7 @@ use rustix::fs::Mode;
 use rustix::fs::OFlags;
 use rustix::fs::RawDir;
 use rustix::fs::ResolveFlags;
+use rustix::fs::StatxFlags;
 use rustix::fs::Timespec;
 use rustix::fs::Timestamps;
 use rustix::fs::Uid;
@@ -28,6 +29,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use rustix::io::Result;
 
+use super::FileTime;
 use super::Kind;
 use super::Meta;
 use super::MetaChange;
@@ -89,6 +91,13 @@ pub(super) fn open_dir(dir: impl AsFd, name: &OsStr) -> Result<OwnedFd> {
 
 pub(super) fn stat(fd: impl AsFd) -> Result<Meta> {
     rustix::fs::fstat(fd).map(Meta::from)
+}
+
+/// When the inode was made, if the file system knows.
+pub(super) fn birth(fd: impl AsFd) -> Result<Option<FileTime>> {
+    let found = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)?;
+    let known = found.stx_mask & StatxFlags::BTIME.bits() != 0;
+    Ok(known.then_some(FileTime { seconds: found.stx_btime.tv_sec, nanos: found.stx_btime.tv_nsec }))
 }
 
 pub(super) fn stat_entry(dir: impl AsFd, name: &OsStr) -> Result<Meta> {

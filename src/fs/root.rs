@@ -94,6 +94,13 @@ impl Root {
         }
     }
 
+    /// When the inode at a path was made, which no one can set; `None` where the file system does not know.
+    pub fn birth(&self, path: impl AsRef<Path>, last: Last) -> Result<Option<FileTime>, FsError> {
+        let path = path.as_ref();
+        let fd = self.object(path, last, "stat")?;
+        at::birth(fd).map_err(FsError::on("stat", path))
+    }
+
     /// The path free of symlinks and `..`, relative to the root; empty for the root itself. What does not exist
     /// is taken as a directory that could be made.
     pub fn resolve(&self, path: impl AsRef<Path>, last: Last) -> Result<PathBuf, FsError> {

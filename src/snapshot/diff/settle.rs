@@ -49,9 +49,17 @@ pub struct Unsettled {
 }
 
 impl Unsettled {
-    /// Looks for it in an upper directory that is written to since `since`: files of that time are new. Blocks.
+    /// Looks for it in an upper directory that is written to since `since`: files of that time are new. What is below may
+    /// have been written just before; but what was copied up is older than its inode. Blocks.
     pub fn find(upper: &Root, since: SystemTime) -> Result<Unsettled, FsError> {
         let window = file_time(since - GRAIN)..=file_time(SystemTime::now() + GRAIN);
+        let certain = file_time(since + GRAIN);
+        let is_new = |path: &Path, mtime: FileTime| -> Result<bool, FsError> {
+            if mtime >= certain || !window.contains(&mtime) {
+                return Ok(window.contains(&mtime));
+            }
+            Ok(upper.birth(path, Last::Keep)?.is_none_or(|birth| birth <= mtime))
+        };
         let mut found = Unsettled::default();
         // A directory that nothing was found in yet.
         let mut bare: Option<(PathBuf, Meta)> = None;
@@ -71,7 +79,7 @@ impl Unsettled {
                     found.opaque.push(path.clone());
                 }
                 bare = Some((path, meta));
-            } else if meta.kind == Kind::Socket || !window.contains(&meta.mtime) {
+            } else if meta.kind == Kind::Socket || !is_new(&path, meta.mtime)? {
                 found.doubtful.push((path, meta));
             }
         }

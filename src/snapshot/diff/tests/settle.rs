@@ -1,8 +1,10 @@
 //! Upper directories that the kernel wrote are settled.
 
+use std::time::Duration;
 use std::time::SystemTime;
 
 use super::*;
+use crate::fs::FileTime;
 use crate::fs::Kind;
 use crate::snapshot::diff::Unsettled;
 use crate::snapshot::diff::leave_what_changed;
@@ -98,6 +100,48 @@ fn what_was_touched_and_what_was_on_the_way_goes() {
         found
     );
     assert_eq!(upper.stat("socket", Last::Keep).expect("a stat").map(|meta| meta.kind), Some(Kind::WHITEOUT));
+}
+
+/// A step began a few milliseconds after the one before it had written a file, and moved that file away and back: the
+/// layer had the file, or not, as the time went.
+#[test]
+fn what_was_touched_goes_if_it_was_written_just_before_too() {
+    if !is_root() {
+        return;
+    }
+    let (lower_place, lower) = dir();
+    write(lower_place.path(), "dir/touched", b"1");
+    let (place, _all) = dir();
+    let [upper_place, work] = ["upper", "work"].map(|name| place.path().join(name));
+    for path in [&upper_place, &work] {
+        fs::create_dir(path).expect("made");
+    }
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={},index=off,metacopy=off,redirect_dir=off",
+        lower_place.path().display(),
+        upper_place.display(),
+        work.display()
+    );
+    let since = SystemTime::now();
+    // Earlier than any clock of files is late.
+    let before =
+        (since - Duration::from_millis(15)).duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    let mtime = FileTime { seconds: before.as_secs() as i64, nanos: before.subsec_nanos() };
+    lower
+        .set_meta("dir/touched", &MetaChange { mtime: Some(mtime), ..MetaChange::default() }, Last::Keep)
+        .expect("set");
+    {
+        let mounted = TestMount::new("overlay", &options);
+        let [file, away] = ["dir/touched", "dir/away"].map(|path| mounted.path().join(path));
+        fs::rename(&file, &away).expect("renamed");
+        fs::rename(&away, &file).expect("renamed");
+        write(mounted.path(), "new", b"2");
+    }
+    let upper = Root::open(&upper_place).expect("opened");
+    assert_eq!(paths(&upper), ["dir", "dir/touched", "new"]);
+    let found = Unsettled::find(&upper, since).expect("found");
+    leave_what_changed(&upper, &lower, &found).expect("settled");
+    assert_eq!(paths(&upper), ["new"]);
 }
 
 #[test]
