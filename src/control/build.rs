@@ -217,7 +217,7 @@ struct Build {
 
 impl Build {
     async fn run(self, job: RunningJob<Worker>, given_up: CancellationToken) -> Result<Built, BuildError> {
-        let active = (!self.request.internal).then(|| self.parts.history.begin(self.record()));
+        let active = (!self.request.internal).then(|| self.parts.history.begin(self.record())).flatten();
         let ended = job.cancel().clone();
         let built = tokio::select! {
             biased;

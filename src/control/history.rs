@@ -92,11 +92,13 @@ pub const ERROR_MEDIA_TYPE: &str = "application/vnd.googeapis.google.rpc.status+
 pub struct HistoryLimits {
     pub max_age: Duration,
     pub max_entries: usize,
+    /// Builds are shown and recorded from now on.
+    pub recorded: bool,
 }
 
 impl Default for HistoryLimits {
     fn default() -> HistoryLimits {
-        HistoryLimits { max_age: Duration::from_secs(48 * 3600), max_entries: 50 }
+        HistoryLimits { max_age: Duration::from_secs(48 * 3600), max_entries: 50, recorded: true }
     }
 }
 
@@ -205,15 +207,18 @@ impl History {
         history
     }
 
-    /// Shows a build as running until the answer is completed or dropped.
-    pub fn begin(&self, record: Record) -> ActiveBuild {
+    /// Shows a build as running until the answer is completed or dropped. `None` if builds are not recorded.
+    pub fn begin(&self, record: Record) -> Option<ActiveBuild> {
+        if !self.0.limits.recorded {
+            return None;
+        }
         let record = Arc::new(record);
         let mut live = self.live();
         live.deleted.retain(|build| *build != record.build);
         live.active.insert(record.build.clone(), Arc::clone(&record));
         self.send(Event::Started(Arc::clone(&record)));
         drop(live);
-        ActiveBuild { history: self.clone(), record }
+        Some(ActiveBuild { history: self.clone(), record })
     }
 
     /// What is there now, and unless the query ends early every change from now on.
@@ -424,7 +429,7 @@ impl History {
 
     /// Deletes records that have outlived both limits. Looks at no other ones.
     async fn sweep(&self) -> Result<(), HistoryError> {
-        let HistoryLimits { max_age, max_entries } = self.0.limits;
+        let HistoryLimits { max_age, max_entries, .. } = self.0.limits;
         let oldest = Timestamp::now().checked_sub(max_age).unwrap_or(Timestamp::MIN);
         let old = self.live().ages.beyond(max_entries, oldest);
         for batch in old.chunks(BATCH) {

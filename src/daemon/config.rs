@@ -241,16 +241,18 @@ pub struct DnsConfig {
     pub search_domains: Vec<String>,
 }
 
-/// A record goes when it is older than `max_age` and beyond the newest `max_entries`.
+/// A record goes when it is older than `max_age` and beyond the newest `max_entries`: none in a configuration that has an
+/// age alone. One of no entries says that builds are not recorded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HistoryConfig {
     pub max_age: Duration,
     pub max_entries: usize,
+    pub recorded: bool,
 }
 
 impl Default for HistoryConfig {
     fn default() -> HistoryConfig {
-        HistoryConfig { max_age: Duration::from_secs(48 * 3600), max_entries: 50 }
+        HistoryConfig { max_age: Duration::from_secs(48 * 3600), max_entries: 50, recorded: true }
     }
 }
 
@@ -474,7 +476,11 @@ impl Config {
             dns: settings.dns.unwrap_or_default(),
             history: HistoryConfig {
                 max_age: settings.history_max_age.unwrap_or(history.max_age),
-                max_entries: settings.history_max_entries.unwrap_or(history.max_entries),
+                max_entries: settings.history_max_entries.unwrap_or(match settings.history_max_age {
+                    Some(_) => 0,
+                    None => history.max_entries,
+                }),
+                recorded: settings.history_max_entries != Some(0),
             },
         };
         Ok(Checked { config, warnings })
@@ -659,6 +665,20 @@ mod tests {
         assert_eq!(config.worker.gc, GcConfig::Standard(limits));
         assert_eq!(config.worker.platforms, []);
         assert_eq!(config.history, HistoryConfig::default());
+    }
+
+    #[test]
+    fn a_history_of_an_age_keeps_no_older_builds_and_one_of_none_records_none() {
+        let limits = |history_max_age, history_max_entries| {
+            let settings = Settings { history_max_age, history_max_entries, ..Settings::default() };
+            let history = check(settings).unwrap().history;
+            (history.max_age.as_secs(), history.max_entries, history.recorded)
+        };
+        let hour = Some(Duration::from_secs(3600));
+        assert_eq!(limits(None, None), (48 * 3600, 50, true));
+        assert_eq!(limits(hour, None), (3600, 0, true));
+        assert_eq!(limits(hour, Some(7)), (3600, 7, true));
+        assert_eq!(limits(None, Some(0)), (48 * 3600, 0, false));
     }
 
     #[test]

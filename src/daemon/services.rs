@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::config::Config;
+use super::config::HistoryConfig;
 use super::debug;
 use super::debug::Counters;
 use super::execution;
@@ -141,8 +142,8 @@ impl Services {
 
         gc::start(cache.clone(), gc::prunes(&identity.gc)?, &work);
 
-        let limits =
-            HistoryLimits { max_age: config.history.max_age, max_entries: config.history.max_entries };
+        let HistoryConfig { max_age, max_entries, recorded } = config.history;
+        let limits = HistoryLimits { max_age, max_entries, recorded };
         let history = History::open(cache.content().clone(), limits, &work);
         let entitlements = config.entitlements.iter().map(|e| e.name().to_owned()).collect();
         let builds =

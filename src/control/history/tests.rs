@@ -41,11 +41,15 @@ impl Node {
     }
 
     async fn restart(self) -> Node {
+        self.restart_with(HistoryLimits::default()).await
+    }
+
+    async fn restart_with(self, limits: HistoryLimits) -> Node {
         let Node { directory, tasks, history } = self;
         tasks.shutdown().await;
         history.0.db.close();
         drop(history);
-        let (tasks, history) = open(directory.path(), HistoryLimits::default());
+        let (tasks, history) = open(directory.path(), limits);
         Node { directory, tasks, history }
     }
 
@@ -56,7 +60,12 @@ impl Node {
     async fn build_at(&self, name: &str, created: Timestamp) {
         let record = Record { created, ..Record::new(name) };
         let logs = Bytes::from(format!("logs of {name}"));
-        self.history.begin(record).complete(Completion { logs, ..Completion::default() }).await.unwrap();
+        self.history
+            .begin(record)
+            .unwrap()
+            .complete(Completion { logs, ..Completion::default() })
+            .await
+            .unwrap();
     }
 
     async fn list(&self, query: HistoryQuery) -> Vec<String> {
@@ -77,7 +86,7 @@ fn tell(event: &Event) -> String {
 #[tokio::test]
 async fn a_completed_build_and_its_logs_survive_a_restart() {
     let node = Node::new(HistoryLimits::default());
-    let active = node.history.begin(Record::new("one"));
+    let active = node.history.begin(Record::new("one")).unwrap();
     assert_eq!(node.list(HistoryQuery::default()).await, ["started one"]);
     let error = RecordedError { code: 1, message: "no".to_owned() };
     let completion = Completion {
@@ -103,7 +112,7 @@ async fn a_completed_build_and_its_logs_survive_a_restart() {
 #[tokio::test]
 async fn a_build_that_was_not_completed_leaves_no_record() {
     let node = Node::new(HistoryLimits::default());
-    drop(node.history.begin(Record::new("one")));
+    drop(node.history.begin(Record::new("one")).unwrap());
     assert_eq!(node.restart().await.list(HistoryQuery::default()).await, [""; 0]);
 }
 
@@ -111,7 +120,7 @@ async fn a_build_that_was_not_completed_leaves_no_record() {
 async fn a_listener_gets_each_change_once_from_where_it_began() {
     let node = Node::new(HistoryLimits::default());
     node.build("old").await;
-    let running = node.history.begin(Record::new("running"));
+    let running = node.history.begin(Record::new("running")).unwrap();
     let mut events = node.history.listen(HistoryQuery::default()).await.unwrap().map_ok(|e| tell(&e)).boxed();
     let mut next = async || events.next().await.unwrap().unwrap();
     assert_eq!(next().await, "started running");
@@ -122,7 +131,7 @@ async fn a_listener_gets_each_change_once_from_where_it_began() {
     assert_eq!(next().await, "complete old 1");
     node.history.delete("old").await.unwrap();
     assert_eq!(next().await, "deleted old");
-    drop(node.history.begin(Record::new("given up")));
+    drop(node.history.begin(Record::new("given up")).unwrap());
     assert_eq!(next().await, "started given up");
     assert_eq!(next().await, "deleted given up");
 }
@@ -134,7 +143,7 @@ async fn a_query_selects_by_ref_filter_limit_and_activity() {
     node.build_at("a", Timestamp::now() - day * 3).await;
     node.build_at("b", Timestamp::now() - day).await;
     node.build_at("c", Timestamp::now() - day * 2).await;
-    let _running = node.history.begin(Record::new("d"));
+    let _running = node.history.begin(Record::new("d")).unwrap();
     let newest = HistoryQuery { limit: 2, ..HistoryQuery::default() };
     assert_eq!(node.list(newest).await, ["started d", "complete b 0", "complete c 0"]);
     let active = HistoryQuery { active_only: true, ..HistoryQuery::default() };
@@ -170,7 +179,8 @@ async fn deleting_releases_the_blobs_and_deleting_nothing_is_no_error() {
 
 #[tokio::test]
 async fn a_record_outlives_one_limit_and_a_pin_outlives_both() {
-    let node = Node::new(HistoryLimits { max_age: Duration::ZERO, max_entries: 2 });
+    let node =
+        Node::new(HistoryLimits { max_age: Duration::ZERO, max_entries: 2, ..HistoryLimits::default() });
     for name in ["a", "b"] {
         node.build(name).await;
     }
@@ -184,10 +194,23 @@ async fn a_record_outlives_one_limit_and_a_pin_outlives_both() {
     let kept = ["complete a 1", "complete c 0", "complete d 0"];
     assert_eq!(node.list(HistoryQuery::default()).await, kept, "pinned, and the newest two");
 
-    let node = Node::new(HistoryLimits { max_age: Duration::from_secs(3600), max_entries: 0 });
+    let node = Node::new(HistoryLimits {
+        max_age: Duration::from_secs(3600),
+        max_entries: 0,
+        ..HistoryLimits::default()
+    });
     node.build("young").await;
     node.history.sweep().await.unwrap();
     assert_eq!(node.list(HistoryQuery::default()).await, ["complete young 0"], "beyond, but young");
+}
+
+#[tokio::test]
+async fn where_nothing_is_recorded_no_build_is_shown_and_older_records_stay() {
+    let node = Node::new(HistoryLimits::default());
+    node.build("before").await;
+    let node = node.restart_with(HistoryLimits { recorded: false, ..HistoryLimits::default() }).await;
+    assert!(node.history.begin(Record::new("one")).is_none());
+    assert_eq!(node.list(HistoryQuery::default()).await, ["complete before 0"]);
 }
 
 /// Each build swept, and each sweep read every record: the 2,000th build read 2,000 of them.
@@ -215,7 +238,10 @@ async fn records_of_an_earlier_run_go_when_they_are_old() {
     tasks.shutdown().await;
     history.0.db.close();
     drop(history);
-    let (tasks, history) = open(directory.path(), HistoryLimits { max_age: Duration::ZERO, max_entries: 1 });
+    let (tasks, history) = open(
+        directory.path(),
+        HistoryLimits { max_age: Duration::ZERO, max_entries: 1, ..HistoryLimits::default() },
+    );
     let node = Node { directory, tasks, history };
     node.history.learn_ages().await.unwrap();
     node.history.sweep().await.unwrap();
@@ -228,7 +254,8 @@ async fn records_of_an_earlier_run_go_when_they_are_old() {
 /// What one sweep takes for old may be pinned, deleted or built again before it comes to it.
 #[tokio::test]
 async fn a_sweep_believes_the_record_and_not_what_was_noted() {
-    let node = Node::new(HistoryLimits { max_age: Duration::ZERO, max_entries: 0 });
+    let node =
+        Node::new(HistoryLimits { max_age: Duration::ZERO, max_entries: 0, ..HistoryLimits::default() });
     // The look of the start is over before anything is there.
     node.history.learn_ages().await.unwrap();
     let record = Record { completed: Some(Timestamp::UNIX_EPOCH), ..Record::new("pinned") };
@@ -271,8 +298,8 @@ fn the_newest_state_of_a_record_counts_in_whatever_order_it_is_told() {
 #[tokio::test]
 async fn a_ref_that_is_used_again_is_the_new_build() {
     let node = Node::new(HistoryLimits::default());
-    let first = node.history.begin(Record::new("one"));
-    let second = node.history.begin(Record::new("one"));
+    let first = node.history.begin(Record::new("one")).unwrap();
+    let second = node.history.begin(Record::new("one")).unwrap();
     drop(first);
     assert_eq!(node.list(HistoryQuery::default()).await, ["started one"], "the second one runs");
     second.complete(Completion { logs: "second".into(), ..Completion::default() }).await.unwrap();
