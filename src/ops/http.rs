@@ -208,7 +208,7 @@ impl Web {
         }
         let validators = Validators {
             etag: answer.header(&ETAG).map(request::strong),
-            modified: answer.header(&LAST_MODIFIED).and_then(|text| httpdate::parse_http_date(text).ok()),
+            modified: answer.header(&LAST_MODIFIED).and_then(request::time),
         };
         let arriving = self.begin(ctx, source, &url, &validators, Some(&answer)).await?;
         arriving.download(ctx, answer).await

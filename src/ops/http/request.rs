@@ -53,6 +53,12 @@ impl Answer {
     }
 }
 
+/// The time that a header says, in any of the three forms of RFC 9110. Some servers call GMT by its other name.
+pub(super) fn time(text: &str) -> Option<SystemTime> {
+    let parse = |text: &str| httpdate::parse_http_date(text).ok();
+    parse(text).or_else(|| parse(&format!("{}GMT", text.strip_suffix("UTC")?)))
+}
+
 /// An ETag for a comparison in which weak ones count as well.
 pub(super) fn strong(etag: &str) -> String {
     etag.strip_prefix("W/").unwrap_or(etag).to_owned()
@@ -164,4 +170,26 @@ pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_read_in_each_form_and_by_each_name_of_its_zone() {
+        let expected = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777));
+        for text in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sun Nov  6 08:49:37 1994",
+            "Sun, 06 Nov 1994 08:49:37 UTC",
+            "Sunday, 06-Nov-94 08:49:37 UTC",
+        ] {
+            assert_eq!(time(text), expected, "{text}");
+        }
+        for text in ["", "UTC", "yesterday UTC", "Sun, 06 Nov 1994 08:49:37 CET"] {
+            assert_eq!(time(text), None, "{text}");
+        }
+    }
 }
