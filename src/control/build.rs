@@ -76,7 +76,8 @@ use crate::task::Tasks;
 
 /// Attribute of an exporter for the time that everything in an image is given.
 const EPOCH_ATTRIBUTE: &str = "source-date-epoch";
-/// Attribute of a frontend from which exporters take it.
+/// Attribute of a frontend from which exporters take it, if it is a time or says that there is none. A frontend may
+/// have other words for what it finds the time in, and states that with its result.
 const EPOCH_ARGUMENT: &str = "build-arg:SOURCE_DATE_EPOCH";
 
 /// What a client wants built.
@@ -289,7 +290,7 @@ impl Build {
         if let Some(name) = denied {
             return Err(BuildError::Entitlement { name: name.clone() });
         }
-        let epoch = request.attributes.get(EPOCH_ARGUMENT).filter(|epoch| !epoch.is_empty());
+        let epoch = request.attributes.get(EPOCH_ARGUMENT).filter(|text| is_epoch(text));
         let plans = request.exporters.iter().map(|exporter| {
             let mut attributes = exporter.attributes.clone();
             if let Some(epoch) = epoch {
@@ -412,6 +413,11 @@ fn lost_boxed(
     is_gone: impl Fn(&ImmutableRef) -> bool + Send + Sync + 'static,
 ) -> BoxFuture<'_, bool> {
     one.lost(is_gone).boxed()
+}
+
+/// A number of seconds, or empty for none.
+fn is_epoch(text: &str) -> bool {
+    text.is_empty() || text.parse::<i64>().is_ok()
 }
 
 /// The vertex under which an export is reported.

@@ -17,6 +17,7 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	commonexptypes "github.com/moby/buildkit/exporter/exptypes"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -343,5 +344,34 @@ func TestExportedFilesAreOfTheEpoch(t *testing.T) {
 			require.NoError(t, err)
 			require.True(t, info.ModTime().Equal(epoch), "%s %s", header.Name, info.ModTime())
 		}
+	}
+}
+
+func TestExportsTakeTheEpochOfTheBuildArgumentIfItIsATime(t *testing.T) {
+	c := connect(t)
+	frontend := func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+		res, err := solveState(ctx, c, llb.Scratch().File(llb.Mkfile("/f", 0o644, nil, created)), false)
+		if err == nil {
+			res.AddMeta(commonexptypes.ExporterEpochKey, []byte("7"))
+		}
+		return res, err
+	}
+	for _, test := range []struct {
+		argument string
+		expected int64
+	}{
+		{"1234567890", 1_234_567_890},
+		// What the time is taken from, which the frontend has found out.
+		{"context", 7},
+		// No time, whatever the Dockerfile says.
+		{"", 1_000_000_000},
+	} {
+		a := newArchive()
+		opt := exports(client.ExportEntry{Type: client.ExporterTar, Output: a.open})
+		opt.FrontendAttrs = map[string]string{"build-arg:SOURCE_DATE_EPOCH": test.argument}
+		_, _, err := build(t, c, opt, frontend)
+		require.NoError(t, err, test.argument)
+		headers, _ := entriesOf(t, a.Bytes())
+		require.Equal(t, test.expected, headers[len(headers)-1].ModTime.Unix(), test.argument)
 	}
 }
