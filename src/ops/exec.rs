@@ -51,7 +51,7 @@ pub struct Execs {
     executor: Executor,
     cache_mounts: CacheMounts,
     logs: LogLimits,
-    /// What the node is said to run, besides programs of its own architecture.
+    /// What the node is known to run, besides programs of its own architecture.
     platforms: Arc<[Platform]>,
     tasks: Tasks,
 }
@@ -78,7 +78,7 @@ impl Execs {
         op: &ExecOp,
         inputs: &[Option<ImmutableRef>],
     ) -> Result<Vec<Option<ImmutableRef>>, OpError> {
-        can_run(&vertex.platform, &self.platforms)?;
+        can_run(&vertex.platform)?;
         takes_root(rustix::process::geteuid().is_root())?;
         let work = ctx.child();
         let _leaving = work.cancel().clone().drop_guard();
@@ -117,23 +117,30 @@ impl Execs {
             Err(source) => {
                 log.flush();
                 let mounts = Box::new(prepared.fail(op, inputs));
-                return Err(OpError::failed(ExecOpError::Process { source, mounts }));
+                let foreign = is_foreign(&vertex.platform, &self.platforms).then(|| vertex.platform.clone());
+                return Err(OpError::failed(ExecOpError::Process { source, mounts, foreign }));
             }
         }
         prepared.commit(op).await
     }
 }
 
-/// Programs of other machines need an emulator, which is there if the platform is `listed`.
-fn can_run(platform: &Platform, listed: &[Platform]) -> Result<(), OpError> {
+/// Only programs of this system can be run. Those of another machine are left to the kernel, which may have an
+/// emulator, and an image may say less of what is in it than is true.
+fn can_run(platform: &Platform) -> Result<(), OpError> {
     let host = Platform::host();
-    let is_own = platform.os == host.os
-        && (platform.architecture == host.architecture
-            || (host.architecture == "amd64" && platform.architecture == "386"));
-    if is_own || listed.contains(platform) {
+    if platform.os == host.os {
         return Ok(());
     }
     Err(OpError::Unsupported { what: format!("running a process of platform {platform} on {host}") })
+}
+
+/// Whether programs of the platform need an emulator that is not known to be there: it is not `listed`.
+fn is_foreign(platform: &Platform, listed: &[Platform]) -> bool {
+    let host = Platform::host();
+    let is_own = platform.architecture == host.architecture
+        || (host.architecture == "amd64" && platform.architecture == "386");
+    !is_own && !listed.contains(platform)
 }
 
 /// Told before anything is fetched that nobody could use.

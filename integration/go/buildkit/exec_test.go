@@ -139,6 +139,25 @@ func TestAProcessIsWhatItWasAskedToBe(t *testing.T) {
 	}
 }
 
+func TestWhatAStepIsOfDoesNotKeepItFromBeingTried(t *testing.T) {
+	c, r := connect(t), newRegistry(t)
+	other := llb.Platform(ocispecs.Platform{OS: "linux", Architecture: "s390x"})
+	// What an image has may run here, whatever is said of it.
+	prints(t, c, "ran", box(t, r).Run(sh("printf ran"), other).Root(), client.SolveOpt{})
+
+	// The header of a program of a machine that nobody emulates.
+	program := append([]byte("\x7fELF\x02\x01\x01"), make([]byte, 57)...)
+	program[16], program[18], program[20] = 2, 0xff, 1
+	img := newImageOf(t, map[string][]byte{"bin/busybox": program})
+	state := llb.Image(r.push(unique("other-"), "latest", img)).Run(sh("true"), other).Root()
+	text, err := run(t, c, state, client.SolveOpt{})
+	require.ErrorContains(t, err, "did not complete successfully: exit code:")
+	require.Contains(t, text+err.Error(), "format error")
+	if os.Getenv("DAEMON") == "thunkd" {
+		require.ErrorContains(t, err, "it is of platform linux/s390x")
+	}
+}
+
 func TestAReadOnlyRootIsNotWritten(t *testing.T) {
 	c, r := connect(t), newRegistry(t)
 	step := box(t, r).Run(sh("echo 2>/dev/null > /x || echo refused"), llb.ReadonlyRootFS(), llb.IgnoreCache)

@@ -4,13 +4,19 @@ use super::super::left::FailedMounts;
 use super::super::operate::OpError;
 use crate::cache::CacheError;
 use crate::executor::ExecError;
+use crate::oci::Platform;
 use crate::session::SessionError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ExecOpError {
     /// A process was started, or nearly.
-    #[error("{source}")]
-    Process { source: ExecError, mounts: Box<FailedMounts> },
+    #[error("{source}{}", foreign.as_ref().map(emulation).unwrap_or_default())]
+    Process {
+        source: ExecError,
+        mounts: Box<FailedMounts>,
+        /// What the process is of, if this machine may have nothing that runs it.
+        foreign: Option<Platform>,
+    },
     #[error("a command takes root to run, and the daemon is not root's: run it as root")]
     NotRoot,
     #[error(transparent)]
@@ -51,6 +57,11 @@ impl ExecOpError {
             _ => None,
         }
     }
+}
+
+fn emulation(platform: &Platform) -> String {
+    let host = Platform::host();
+    format!(" (it is of platform {platform}: on {host} that takes an emulator which binfmt_misc knows)")
 }
 
 pub(super) fn of_exec(error: ExecError) -> OpError {

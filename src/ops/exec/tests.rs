@@ -1,14 +1,25 @@
 use super::*;
 
 #[test]
-fn another_machines_programs_are_refused_by_name() {
+fn another_systems_programs_are_refused_by_name() {
     let host = Platform::host();
-    assert!(can_run(&host, &[]).is_ok());
+    assert!(can_run(&host).is_ok());
+    assert!(can_run(&Platform { architecture: "s390x".to_owned(), ..host.clone() }).is_ok());
+    let error = can_run(&Platform { os: "windows".to_owned(), ..host }).unwrap_err();
+    assert!(matches!(&error, OpError::Unsupported { what } if what.contains("windows")), "{error}");
+}
+
+#[test]
+fn a_process_of_another_machine_fails_with_what_it_may_lack() {
+    let host = Platform::host();
     let other = Platform { architecture: "s390x".to_owned(), ..host.clone() };
-    let error = can_run(&other, std::slice::from_ref(&host)).unwrap_err();
-    assert!(matches!(&error, OpError::Unsupported { what } if what.contains("s390x")), "{error}");
-    assert!(can_run(&other, &[host.clone(), other.clone()]).is_ok(), "it has an emulator");
-    assert!(can_run(&Platform { os: "windows".to_owned(), ..host }, &[]).is_err());
+    assert!(!is_foreign(&host, &[]));
+    assert!(is_foreign(&other, std::slice::from_ref(&host)));
+    assert!(!is_foreign(&other, &[host, other.clone()]), "it has an emulator");
+
+    let source = ExecError::Exit { args: vec!["/bin/sh".to_owned()], code: 1, oom_killed: false };
+    let error = ExecOpError::Process { source, mounts: Box::default(), foreign: Some(other) };
+    assert!(error.to_string().contains("exit code: 1 (it is of platform linux/s390x: on "), "{error}");
 }
 
 #[test]
