@@ -180,6 +180,21 @@ func TestLocalSendsOnlyWhatChanged(t *testing.T) {
 	require.EqualValues(t, 9_999, all.opened.Load(), "without a differ all files are")
 }
 
+func TestLocalThatIsSentWholeIsKeptOnce(t *testing.T) {
+	c := connect(t)
+	dir := files(t, map[string]string{"Dockerfile": "FROM scratch"})
+	kept := func() int {
+		out := syncDir(t, c, mount(t, dir), llb.Differ(llb.DiffNone, false))
+		require.Equal(t, tree(t, dir), tree(t, out))
+		du, err := c.DiskUsage(testContext(t))
+		require.NoError(t, err)
+		return len(du)
+	}
+	first := kept()
+	require.Equal(t, first, kept())
+	require.Equal(t, first, kept())
+}
+
 func TestLocalManyGenerations(t *testing.T) {
 	c := connect(t)
 	dir := files(t, map[string]string{"a/kept": "kept", "turn": "", "gone": ""})

@@ -57,7 +57,7 @@ struct Level {
     path: Vec<u8>,
     /// What is there and has not been passed; `None` if nothing is to be removed.
     listing: Option<std::iter::Peekable<std::vec::IntoIter<OsString>>>,
-    /// Something in it was changed, which changes its time.
+    /// Something was made in it, which changes its time.
     touched: bool,
     /// What it shall be in the end; `None` for the root.
     last: Option<Finish>,
@@ -80,6 +80,7 @@ pub(super) struct Rest {
     metadata: Option<(PathBuf, std::fs::File)>,
     pub(super) wanted: u64,
     pub(super) removed: u64,
+    /// Without links, and files whose bytes were asked for: what becomes of them is seen when they are there.
     pub(super) changed: u64,
 }
 
@@ -172,7 +173,7 @@ impl Planner {
             FileKind::File => self.file(id, stat, existing.as_ref()),
             FileKind::HardLink { target } => {
                 let link = (stat.path.clone(), target.clone());
-                self.touch();
+                self.pass_through();
                 self.rest.links.push(link);
                 Ok(())
             }
@@ -216,6 +217,11 @@ impl Planner {
 
     fn touch(&mut self) {
         self.rest.changed += 1;
+        self.pass_through();
+    }
+
+    /// The directory gets another time for something in it, which may turn out to be what it was.
+    fn pass_through(&mut self) {
         if let Some(level) = self.levels.last_mut() {
             level.touched = true;
         }
@@ -267,31 +273,30 @@ impl Planner {
     }
 
     fn file(&mut self, id: u32, stat: FileStat, existing: Option<&Meta>) -> Result<(), TransferError> {
-        if let Some(there) = existing {
-            if self.is_unchanged(&stat, there) {
-                return Ok(());
-            }
-            if there.is_dir() {
-                self.root.remove_all(stat.as_path())?;
-            }
+        let alike = existing.is_some_and(|there| self.is_alike(&stat, there));
+        if alike && self.options.differ == Differ::Metadata {
+            return Ok(());
         }
-        self.touch();
+        if existing.is_some_and(Meta::is_dir) {
+            self.root.remove_all(stat.as_path())?;
+        }
+        self.pass_through();
         self.rest.wanted += 1;
         let replaces = self.options.merge || existing.is_some_and(|there| !there.is_dir());
-        self.wants.insert(id, Wanted { stat, replaces });
+        self.wants.insert(id, Wanted { stat, replaces, alike });
         // Nobody takes it any more if the transfer has ended, which the next entry finds.
         let _ = self.requests.send(Packet { r#type: PacketType::Req as i32, id, ..Packet::default() });
         Ok(())
     }
 
-    fn is_unchanged(&mut self, stat: &FileStat, there: &Meta) -> bool {
+    /// Whether a file that is there has all that a sender says of one.
+    fn is_alike(&mut self, stat: &FileStat, there: &Meta) -> bool {
         // A further name of a file would be a link in the walk, if it still were one.
         let own = there.nlink <= 1 || {
             let file = (there.device, there.inode);
             *self.linked.entry(file).or_insert_with(|| stat.path.clone()) == stat.path
         };
-        self.options.differ == Differ::Metadata
-            && !self.options.merge
+        !self.options.merge
             && own
             && there.is_file()
             && there.size == stat.size
@@ -318,7 +323,7 @@ impl Planner {
                 }
                 _ => false,
             };
-            if self.options.differ == Differ::Metadata && same && self.same_attributes(stat, there) {
+            if same && self.same_attributes(stat, there) {
                 return Ok(());
             }
             if there.is_dir() {
@@ -366,16 +371,16 @@ impl Planner {
 }
 
 impl Rest {
-    /// Makes what needs the files: links, and the times of directories.
-    pub(super) fn finish(self, target: &Path) -> Result<(), TransferError> {
+    /// Makes what needs the files: links, and the times of directories. Gives the links that were not there.
+    pub(super) fn finish(self, target: &Path) -> Result<u64, TransferError> {
         let root = Root::open(target)?;
-        let mut made = false;
+        let mut made = 0;
         for (path, to) in &self.links {
-            made |= link(&root, path, to)?;
+            made += u64::from(link(&root, path, to)?);
         }
         // A new name of a file from a lower layer of an overlay makes another file of it: the names
         // that it had already are left with the one below.
-        if made {
+        if made > 0 {
             for (path, to) in &self.links {
                 link(&root, path, to)?;
             }
@@ -389,7 +394,7 @@ impl Rest {
             let change = MetaChange { mode: finish.mode, mtime: Some(finish.mtime), ..MetaChange::default() };
             root.set_meta(Path::new(OsStr::from_bytes(path)), &change, Last::Keep)?;
         }
-        Ok(())
+        Ok(made)
     }
 }
 

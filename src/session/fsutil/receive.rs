@@ -17,6 +17,7 @@ use super::order::Order;
 use super::plan::Planner;
 use super::plan::Rest;
 use super::write::Wants;
+use super::write::Written;
 use super::write::write_files;
 use crate::fs::Owner;
 use crate::fs::Root;
@@ -40,7 +41,7 @@ pub enum Differ {
     /// By size, time, mode and owner.
     #[default]
     Metadata,
-    /// Not at all: all bytes are asked for.
+    /// By its bytes: all are asked for.
     None,
 }
 
@@ -110,7 +111,7 @@ pub struct Received {
     pub files: u64,
     /// Bytes of all packets.
     pub bytes: u64,
-    /// Entries that were made or changed, the files included.
+    /// Entries that were made or changed.
     pub changed: u64,
     /// Entries that were removed, each with what was in it.
     pub removed: u64,
@@ -125,7 +126,7 @@ impl Received {
 
 enum Event {
     Planned(Rest),
-    Written,
+    Written(Written),
     Failed(TransferError),
 }
 
@@ -206,7 +207,7 @@ where
             let (hold, sets_owner) = (options.hold.clone(), options.sets_owner());
             threads.push(tasks.spawn_blocking("transfer writer", move || {
                 let _hold = hold;
-                let written = || drop(events.send(Event::Written));
+                let written = |written| drop(events.send(Event::Written(written)));
                 if let Err(error) = write_files(&root, sets_owner, &wants, received_pieces, written) {
                     let _ = events.send(Event::Failed(error));
                 }
@@ -246,7 +247,10 @@ where
                 biased;
                 event = self.events.recv() => match event {
                     Some(Event::Planned(rest)) => self.rest = Some(rest),
-                    Some(Event::Written) => self.received.files += 1,
+                    Some(Event::Written(written)) => {
+                        self.received.files += 1;
+                        self.received.changed += u64::from(written == Written::New);
+                    }
                     Some(Event::Failed(error)) => return Err(error),
                     None => return Err(TransferError::Ended),
                 },
@@ -262,9 +266,11 @@ where
             thread.await?;
         }
         if let Some(rest) = self.rest.take() {
-            (self.received.changed, self.received.removed) = (rest.changed, rest.removed);
+            self.received.removed = rest.removed;
+            self.received.changed += rest.changed;
             let target = target.to_path_buf();
-            tasks.spawn_blocking("transfer end", move || rest.finish(&target)).await??;
+            let links = tasks.spawn_blocking("transfer end", move || rest.finish(&target)).await??;
+            self.received.changed += links;
         }
         let fin = Packet { r#type: PacketType::Fin as i32, ..Packet::default() };
         self.answers.send(fin).map_err(|_| TransferError::Ended)?;
@@ -290,7 +296,7 @@ where
         }
         std::iter::from_fn(|| events.try_recv().ok()).find_map(|event| match event {
             Event::Failed(error) => Some(error),
-            Event::Planned(_) | Event::Written => None,
+            Event::Planned(_) | Event::Written(_) => None,
         })
     }
 

@@ -147,6 +147,45 @@ async fn of_two_thousand_files_only_the_changed_one_is_sent_again() {
 }
 
 #[tokio::test]
+async fn a_tree_that_is_sent_whole_is_unchanged_if_all_bytes_are_the_same() {
+    // The file of a build's steps is always sent. Each build of the same ones had made a state of its own for it.
+    let dirs = Dirs::new();
+    fs::create_dir(dirs.from("a")).unwrap();
+    for (path, text) in [("a/empty", ""), ("a/file", "text"), ("large", &"0123456789".repeat(40_000))] {
+        write(&dirs.from(path), text);
+    }
+    symlink("a", dirs.from("link")).unwrap();
+    let all = || ReceiveOptions { differ: Differ::None, ..ReceiveOptions::default() };
+    dirs.transfer(all()).await;
+    let before = fs::symlink_metadata(dirs.to("a/file")).unwrap().ino();
+    let (_, same) = dirs.transfer(all()).await;
+    assert!(same.is_unchanged() && same.files == 3, "{same:?}");
+    assert_eq!(fs::symlink_metadata(dirs.to("a/file")).unwrap().ino(), before);
+    assert_eq!(tree(&dirs.to("")), tree(&dirs.from("")));
+
+    // Neither size nor time tell.
+    write(&dirs.from("a/file"), "next");
+    let (_, next) = dirs.transfer(all()).await;
+    assert_eq!((next.changed, next.removed), (1, 0));
+    assert_eq!(tree(&dirs.to("")), tree(&dirs.from("")));
+}
+
+#[tokio::test]
+async fn a_file_with_two_names_that_it_had_is_unchanged() {
+    let dirs = Dirs::new();
+    write(&dirs.from("a"), "text");
+    fs::hard_link(dirs.from("a"), dirs.from("b")).unwrap();
+    let (_, first) = dirs.transfer(ReceiveOptions::default()).await;
+    assert_eq!(first.changed, 2);
+    let (_, same) = dirs.transfer(ReceiveOptions::default()).await;
+    assert!(same.is_unchanged(), "{same:?}");
+    fs::hard_link(dirs.from("a"), dirs.from("c")).unwrap();
+    let (_, third) = dirs.transfer(ReceiveOptions::default()).await;
+    assert_eq!((third.changed, third.files), (1, 0));
+    assert_eq!(tree(&dirs.to("")), tree(&dirs.from("")));
+}
+
+#[tokio::test]
 async fn what_the_sender_has_no_more_is_removed_and_kinds_change() {
     let dirs = Dirs::new();
     for path in ["gone/deep", "kept", "was-dir/x"] {

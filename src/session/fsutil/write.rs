@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::BufRead as _;
+use std::io::BufReader;
 use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
@@ -30,6 +32,8 @@ pub(super) struct Wanted {
     pub(super) stat: FileStat,
     /// Something may stand under its name until it is whole.
     pub(super) replaces: bool,
+    /// What stands there has its size and attributes, so that it may be the same.
+    pub(super) alike: bool,
 }
 
 impl Wants {
@@ -51,13 +55,21 @@ pub(super) fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{:016x}.partial", rand::random::<u64>()))
 }
 
+/// What became of a file whose bytes came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Written {
+    /// It was there with these bytes, and stays.
+    Same,
+    New,
+}
+
 /// Writes what comes until there is no more. Files that are not whole then are removed.
 pub(super) fn write_files(
     root: &Root,
     sets_owner: bool,
     wants: &Wants,
     mut pieces: mpsc::Receiver<(u32, Bytes)>,
-    mut written: impl FnMut(),
+    mut written: impl FnMut(Written),
 ) -> Result<(), TransferError> {
     let mut open: HashMap<u32, Writing<'_>> = HashMap::new();
     while let Some((id, bytes)) = pieces.blocking_recv() {
@@ -73,8 +85,7 @@ pub(super) fn write_files(
         }
         if bytes.is_empty() {
             if let Some(whole) = open.remove(&id) {
-                whole.finish(sets_owner)?;
-                written();
+                written(whole.finish(sets_owner)?);
             }
         } else if let Some(writing) = open.get_mut(&id) {
             writing.file.write_all(&bytes).map_err(TransferError::file("write", writing.stat.as_path()))?;
@@ -89,18 +100,22 @@ struct Writing<'r> {
     file: File,
     /// Where it is until it is whole; its own name if nothing stands there.
     name: PathBuf,
+    alike: bool,
     whole: bool,
 }
 
 impl<'r> Writing<'r> {
     fn begin(root: &'r Root, wanted: Wanted) -> Result<Writing<'r>, TransferError> {
-        let Wanted { stat, replaces } = wanted;
+        let Wanted { stat, replaces, alike } = wanted;
         let name = if replaces { temporary(stat.as_path()) } else { stat.as_path().to_path_buf() };
         let file = root.create_file(&name, stat.mode & 0o777)?;
-        Ok(Writing { root, stat, file, name, whole: false })
+        Ok(Writing { root, stat, file, name, alike, whole: false })
     }
 
-    fn finish(mut self, sets_owner: bool) -> Result<(), TransferError> {
+    fn finish(mut self, sets_owner: bool) -> Result<Written, TransferError> {
+        if self.alike && same_bytes(self.root, &self.name, self.stat.as_path())? {
+            return Ok(Written::Same);
+        }
         self.set_attributes(sets_owner).map_err(|errno| {
             TransferError::file("set the attributes of", self.stat.as_path())(errno.into())
         })?;
@@ -108,7 +123,7 @@ impl<'r> Writing<'r> {
             self.root.rename(&self.name, self.stat.as_path())?;
         }
         self.whole = true;
-        Ok(())
+        Ok(Written::New)
     }
 
     fn set_attributes(&self, sets_owner: bool) -> rustix::io::Result<()> {
@@ -132,6 +147,25 @@ impl<'r> Writing<'r> {
         }
         let time = Timespec { tv_sec: stat.mtime.seconds, tv_nsec: stat.mtime.nanos.into() };
         rustix::fs::futimens(file, &Timestamps { last_access: time, last_modification: time })
+    }
+}
+
+/// Compares two files beneath the root.
+pub(super) fn same_bytes(root: &Root, one: &Path, other: &Path) -> Result<bool, TransferError> {
+    let open = |path| root.open_file(path).map(BufReader::new);
+    let (mut one_file, mut other_file) = (open(one)?, open(other)?);
+    loop {
+        let a = one_file.fill_buf().map_err(TransferError::file("read", one))?;
+        let b = other_file.fill_buf().map_err(TransferError::file("read", other))?;
+        let length = a.len().min(b.len());
+        if a[..length] != b[..length] {
+            return Ok(false);
+        }
+        if length == 0 {
+            return Ok(a.is_empty() && b.is_empty());
+        }
+        one_file.consume(length);
+        other_file.consume(length);
     }
 }
 
