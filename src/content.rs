@@ -51,6 +51,7 @@ mod parts;
 mod provider;
 mod reader;
 mod rows;
+mod slow;
 mod stats;
 mod stream;
 mod write;
@@ -103,6 +104,7 @@ use blob::BlobTable;
 use disk::Disk;
 use fetch::Until;
 use fetch::flight::Fetch;
+use slow::Slow;
 use stats::Counters;
 
 /// The blobs of this node. Clones are handles of the same store.
@@ -122,6 +124,7 @@ struct Inner {
     /// Blobs that pass through now.
     passing: Mutex<HashSet<Digest>>,
     proofs: Proofs,
+    slow: Slow,
     counters: Arc<Counters>,
 }
 
@@ -163,8 +166,9 @@ impl ContentStore {
         let counters = Arc::new(Counters::default());
         let disk = Arc::new(Disk::open(root, Arc::clone(&counters))?);
         collect::finish_deletions(&disk, &db)?;
-        let (table, passing, proofs) = (BlobTable::default(), Mutex::default(), Proofs::new());
-        let inner = Inner { disk, db, leases, connect, tasks, table, passing, proofs, counters };
+        let (table, passing) = (BlobTable::default(), Mutex::default());
+        let (proofs, slow) = (Proofs::new(), Slow::default());
+        let inner = Inner { disk, db, leases, connect, tasks, table, passing, proofs, slow, counters };
         Ok(ContentStore { inner: Arc::new(inner) })
     }
 

@@ -12,6 +12,11 @@
 //!     any other                      ──▶ shows all the bytes, and is proven
 //! ```
 //!
+//! A registry that is gone says nothing for as long as it is asked again and again, and an asker may never have named it:
+//! after a second the next candidate is asked as well, and for a minute others are asked before it ([`Slow`]).
+//!
+//! [`Slow`]: super::slow::Slow
+//!
 //! # Proof
 //!
 //! Who says that he has a blob shows it: all of its bytes are read and hashed, and thrown away. A sample
@@ -35,8 +40,11 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::time::timeout;
 
 use super::DescHandler;
 use super::FetchError;
@@ -54,6 +62,9 @@ use crate::oci::Digest;
 use crate::session::SessionId;
 use crate::task::Flights;
 
+/// A registry whose word has not come by then is not waited for alone.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// The proofs that are being read, each with the candidate whose asker came first.
 pub(super) type Proofs = Flights<(Digest, Party), Candidate, Result<(), ProvideError>>;
 
@@ -63,6 +74,9 @@ pub(super) enum Party {
     Registry { host: String },
     Client { session: SessionId, store: String },
 }
+
+/// What a candidate says. The outer error is this node's.
+type Answer = Result<Result<(), ProvideError>, FetchError>;
 
 /// Whom a proof answered.
 enum Proof {
@@ -80,6 +94,10 @@ fn is_believed(row: Option<&BlobRow>, origin: Option<&Origin>) -> bool {
     known.iter().any(|k| k.proven && matches!(&k.origin, Origin::Registry { host: seen, .. } if seen == host))
 }
 
+fn said_no(origin: &Option<Origin>, refused: &[Refusal]) -> bool {
+    origin.is_some() && refused.iter().any(|r| r.origin == *origin)
+}
+
 impl Inner {
     /// Lets an asker have bytes that are here, or says why not. `refused` are candidates of this asker
     /// that said no a moment ago.
@@ -88,15 +106,12 @@ impl Inner {
         ctx: &Ctx,
         descriptor: &Descriptor,
         handlers: &[DescHandler],
-        mut refused: Vec<Refusal>,
+        refused: Vec<Refusal>,
     ) -> Result<(), FetchError> {
         let digest = descriptor.digest;
         if handlers.is_empty() || ctx.sessions().open().iter().any(|session| session.has_shown(&digest)) {
             return Ok(());
         }
-        let said_no = |origin: &Option<Origin>, refused: &[Refusal]| {
-            origin.is_some() && refused.iter().any(|r| r.origin == *origin)
-        };
         let vouched = |origin: &Origin| {
             origin.vouches()
                 && !said_no(&Some(origin.clone()), &refused)
@@ -117,17 +132,47 @@ impl Inner {
         }
         let mut candidates = self.candidates(ctx, handlers, row.as_ref());
         // A word costs less than the bytes.
-        candidates.sort_by_key(|candidate| !is_believed(row.as_ref(), candidate.origin.as_ref()));
-        for candidate in candidates {
-            if said_no(&candidate.origin, &refused) {
+        candidates.sort_by_key(|candidate| {
+            let origin = candidate.origin.as_ref();
+            (self.slow.has(origin), !is_believed(row.as_ref(), origin))
+        });
+        self.ask_all(candidates, descriptor, row.as_ref(), refused).await
+    }
+
+    /// Asks one after the other until one says yes. One whose word does not come in time is not waited for alone: the
+    /// next one is asked as well.
+    async fn ask_all(
+        self: &Arc<Self>,
+        candidates: Vec<Candidate>,
+        descriptor: &Descriptor,
+        row: Option<&BlobRow>,
+        mut refused: Vec<Refusal>,
+    ) -> Result<(), FetchError> {
+        let mut candidates = candidates.into_iter().peekable();
+        let mut asked = FuturesUnordered::new();
+        while let Some(candidate) = candidates.next() {
+            let (origin, is_last) = (candidate.origin.clone(), candidates.peek().is_none());
+            if said_no(&origin, &refused) {
                 continue;
             }
-            match self.ask(&candidate, descriptor).await? {
-                Ok(()) => return Ok(()),
-                Err(error) => refused.push(candidate.refusal(error)),
+            let is_word = is_believed(row, origin.as_ref());
+            asked.push(self.ask(candidate, descriptor));
+            let patience = if is_word && !is_last { PATIENCE } else { Duration::MAX };
+            loop {
+                match timeout(patience, asked.next()).await {
+                    Ok(None) => break,
+                    Ok(Some((candidate, answer))) => match answer? {
+                        Ok(()) => return Ok(()),
+                        Err(error) => refused.push(candidate.refusal(error)),
+                    },
+                    Err(_) => {
+                        self.slow.note(origin.as_ref());
+                        break;
+                    }
+                }
             }
         }
-        Err(FetchError::refused(digest, refused))
+        Err(FetchError::refused(descriptor.digest, refused))
     }
 
     /// Puts into the row what the blob's file says of its origin, if a crash lost it there.
@@ -140,12 +185,13 @@ impl Inner {
         true
     }
 
-    /// Has one candidate say or show that its asker may have the blob. The outer error is this node's.
-    async fn ask(
-        self: &Arc<Self>,
-        candidate: &Candidate,
-        descriptor: &Descriptor,
-    ) -> Result<Result<(), ProvideError>, FetchError> {
+    async fn ask(self: &Arc<Self>, candidate: Candidate, descriptor: &Descriptor) -> (Candidate, Answer) {
+        let answer = self.answer(&candidate, descriptor).await;
+        (candidate, answer)
+    }
+
+    /// Has one candidate say or show that its asker may have the blob.
+    async fn answer(self: &Arc<Self>, candidate: &Candidate, descriptor: &Descriptor) -> Answer {
         match &candidate.origin {
             Some(Origin::Registry { host, .. }) => loop {
                 if is_believed(self.row(&descriptor.digest)?.as_ref(), candidate.origin.as_ref()) {

@@ -19,6 +19,9 @@ use tokio::sync::watch;
 use super::journal::Journal;
 use super::journal::Listener;
 
+/// A flush that is due has come by then.
+const FLUSH: Duration = Duration::from_secs(2);
+
 /// What request handlers may know of and do to their connection.
 pub(super) struct Connection {
     pub number: usize,
@@ -44,12 +47,13 @@ impl Connection {
         }
     }
 
-    /// Waits until all that was written before has been handed to the kernel.
+    /// Waits until all that was written before has been handed to the kernel. In HTTP/2 another task may have flushed
+    /// before this one could see it: then none follows, and the wait ends by itself.
     pub async fn flushed(&self) {
         let mut flushes = self.flushes.subscribe();
         flushes.mark_unchanged();
         // The sender lives as long as `self`.
-        let _ = flushes.changed().await;
+        let _ = tokio::time::timeout(FLUSH, flushes.changed()).await;
     }
 }
 

@@ -1,5 +1,7 @@
 //! S2: credentials belong to the request.
 
+use std::time::Duration;
+
 use futures::poll;
 
 use super::super::*;
@@ -166,6 +168,37 @@ async fn what_a_clients_store_gave_is_not_asked_of_it_again() {
         let _lease = f.store.fetch(&alice.ctx, &blob, &fake.handlers(&blob)).await.unwrap();
     }
     assert_eq!((fake.opens(), fake.probes(), fake.served()), (1, 0, SIZE));
+}
+
+/// Of two layers from a client, each waited for a registry that had gone, though the client never named it.
+#[tokio::test]
+async fn a_registry_that_is_silent_is_waited_for_once_and_not_alone() {
+    let (f, one, two) = (Fixture::new(), bytes(1, SIZE), bytes(2, SIZE));
+    let blobs = [&one, &two].map(layer);
+    let gone = [&one, &two].map(|all| Fake::new(origin("base"), all));
+    for (blob, registry) in blobs.iter().zip(&gone) {
+        let _lease = f.store.fetch(&client("alice"), blob, &registry.handlers(blob)).await.unwrap();
+        registry.script.lock().unwrap().silent = true;
+    }
+    let sessions = Sessions::new(&f.store.inner.tasks);
+    let bob = Client::open(&sessions, "bob").await;
+    let stores = [&one, &two].map(|all| Fake::new(Origin::SessionStore { store: "oci:images".into() }, all));
+    for ((blob, store), registry) in blobs.iter().zip(&stores).zip(&gone) {
+        f.ways.add(registry);
+        let handlers = store.handlers(blob);
+        let asked = f.store.fetch(&bob.ctx, blob, &handlers);
+        let _lease = tokio::time::timeout(Duration::from_secs(30), asked).await.expect("no wait").unwrap();
+        assert_eq!((store.opens(), store.served()), (1, SIZE));
+    }
+    assert_eq!((gone[0].probes(), gone[1].probes()), (1, 0), "the second time others are asked first");
+
+    // Where it is the only one, it is waited for.
+    gone[0].script.lock().unwrap().strangers = vec!["carol"];
+    let carol = client("carol");
+    let handlers = gone[0].handlers(&blobs[0]);
+    let mut asked = Box::pin(f.store.fetch(&carol, &blobs[0], &handlers));
+    assert!(tokio::time::timeout(Duration::from_millis(1500), &mut asked).await.is_err());
+    assert_eq!(gone[0].probes(), 2);
 }
 
 #[tokio::test]

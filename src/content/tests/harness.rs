@@ -194,6 +194,8 @@ pub(super) struct Script {
     pub strangers: Vec<&'static str>,
     /// Nobody finds the blob.
     pub gone: bool,
+    /// Who asks for its word waits for ever.
+    pub silent: bool,
     /// Bodies wait here for the gate.
     pub stall_at: Option<u64>,
     /// Bodies break here, so often.
@@ -352,6 +354,10 @@ impl Provider for Way {
 
     async fn probe(&self, ctx: &Ctx, _descriptor: &Descriptor) -> Result<(), ProvideError> {
         self.0.probes.fetch_add(1, Ordering::SeqCst);
+        let is_silent = self.0.script.lock().unwrap().silent;
+        if is_silent {
+            std::future::pending::<()>().await;
+        }
         self.0.let_in(ctx)
     }
 
