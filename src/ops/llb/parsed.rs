@@ -15,6 +15,7 @@ use super::exec;
 use super::file;
 use super::invalid;
 use super::invalid::InvalidOp;
+use super::pb;
 use super::source;
 use crate::oci::Digest;
 use crate::oci::InvalidDigest;
@@ -23,7 +24,6 @@ use crate::ops::graph::VertexDigest;
 use crate::ops::op::DiffOp;
 use crate::ops::op::Merge;
 use crate::ops::op::Op;
-use crate::proto::pb;
 
 /// An op as it was sent.
 pub(super) struct Parsed {

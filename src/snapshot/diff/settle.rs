@@ -159,7 +159,9 @@ fn take_out(upper: &Root, lower: &Root, path: &Path) -> Result<(), DiffError> {
 
 /// What lies below at a path, if all directories on the way are directories there, too.
 fn below(lower: &Root, path: &Path) -> Result<Option<Meta>, FsError> {
-    for above in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+    let above: Vec<&Path> = path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()).collect();
+    // From the root on: nothing is looked for behind what is no directory.
+    for above in above.into_iter().rev() {
         if !lower.stat(above, Last::Keep)?.is_some_and(|meta| meta.is_dir()) {
             return Ok(None);
         }
