@@ -20,6 +20,7 @@
 //! open here is still worked in. Nobody within a root can do that.
 
 mod at;
+mod compare;
 mod copy;
 mod error;
 mod meta;
@@ -31,6 +32,7 @@ mod trail;
 mod tree;
 mod walk;
 
+pub use compare::same_bytes;
 pub use copy::PIECE;
 pub use copy::copy_file;
 pub use copy::write_pieces_at;

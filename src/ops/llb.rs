@@ -222,9 +222,13 @@ impl Definition {
     pub fn places(&self, vertex: &VertexDigest) -> Vec<(Arc<SourceFile>, Vec<SourceRange>)> {
         let Some(source) = &self.0.source else { return Vec::new() };
         let locations = source.locations.get(&vertex.to_string());
+        // Of any number of places in a file, one copy of it.
+        let mut files = BTreeMap::new();
         let place = |location: &pb::Location| {
-            let info = source.infos.get(usize::try_from(location.source_index).ok()?)?;
-            Some((Arc::new(file(info)), location.ranges.iter().map(range).collect()))
+            let index = usize::try_from(location.source_index).ok()?;
+            let info = source.infos.get(index)?;
+            let file = files.entry(index).or_insert_with(|| Arc::new(file(info)));
+            Some((Arc::clone(file), location.ranges.iter().map(range).collect()))
         };
         locations.map(|locations| locations.locations.iter().filter_map(place).collect()).unwrap_or_default()
     }

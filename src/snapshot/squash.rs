@@ -193,7 +193,11 @@ impl Squashed {
                 None => lower.extend(block.keys().iter().rev().map(|key| store.tree(key))),
             }
         }
-        Ok(topmost(lower))
+        // The kernel takes no directory twice. What one shows and hides where it lies highest, it shows and hides in each
+        // place below that as well.
+        let mut seen = HashSet::new();
+        lower.retain(|directory| seen.insert(directory.clone()));
+        Ok(lower)
     }
 
     /// A merged block; none if it would have to be merged now and has more than `few` files.
@@ -250,14 +254,6 @@ impl Squashed {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The kernel takes no directory twice. What one shows and hides where it lies highest, it shows and hides in each place
-/// below that as well, so that its other places don't count.
-fn topmost(lower: Vec<PathBuf>) -> Vec<PathBuf> {
-    let mut seen = HashSet::new();
-    let is_first: Vec<bool> = lower.iter().map(|path| seen.insert(path.as_path())).collect();
-    lower.into_iter().zip(is_first).filter_map(|(path, is_first)| is_first.then_some(path)).collect()
 }
 
 /// Merges layers in a new directory. False if it gave up, as they have more than `few` files.

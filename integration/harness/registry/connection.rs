@@ -47,8 +47,8 @@ impl Connection {
         }
     }
 
-    /// Waits until all that was written before has been handed to the kernel. In HTTP/2 another task may have flushed
-    /// before this one could see it: then none follows, and the wait ends by itself.
+    /// Waits until all that was written before has been handed to the kernel. A flush that came just before is not seen, and
+    /// no other has to follow: then the wait ends by itself.
     pub async fn flushed(&self) {
         let mut flushes = self.flushes.subscribe();
         flushes.mark_unchanged();

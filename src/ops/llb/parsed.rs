@@ -1,7 +1,6 @@
 //! [`Parsed`]: an op by itself, whatever comes before it in its definition.
 //!
-//! Ops are parsed on all cores, and the message of one is gone before the next one is read: a definition of a thousand
-//! ops takes no more memory than its vertices do.
+//! Ops are parsed on several cores, and a thread drops the message of one before it reads the next one.
 
 use bytes::Bytes;
 use prost::Message as _;

@@ -372,15 +372,16 @@ fn locations_are_found_by_vertex() {
         end: Some(pb::Position { line: 3, character: 9 }),
     };
     let location = pb::Location { source_index: 0, ranges: vec![range] };
-    let beyond = pb::Location { source_index: 7, ranges: vec![] };
+    let (again, beyond) = (location.clone(), pb::Location { source_index: 7, ranges: vec![] });
     b.message.source = Some(pb::Source {
         infos: vec![pb::SourceInfo { filename: "Dockerfile".into(), ..Default::default() }],
-        locations: [(one.to_string(), pb::Locations { locations: vec![location, beyond] })].into(),
+        locations: [(one.to_string(), pb::Locations { locations: vec![location, beyond, again] })].into(),
     });
     let graph = b.decode(one).unwrap();
     let found = graph.definition.places(&one);
-    assert_eq!(found.len(), 1);
+    assert_eq!(found.len(), 2);
     assert_eq!(found[0].0.filename, "Dockerfile");
+    assert!(Arc::ptr_eq(&found[0].0, &found[1].0), "it is copied once, however often it is named");
     assert_eq!(found[0].1[0].start.line, 3);
 }
 

@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::BufRead as _;
-use std::io::BufReader;
 use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
@@ -20,6 +18,7 @@ use tokio::sync::mpsc;
 use super::FileStat;
 use super::TransferError;
 use crate::fs::Root;
+use crate::fs::same_bytes;
 
 /// Files at most that one thread has open. Senders send a few at the same time.
 const MAX_OPEN: usize = 256;
@@ -113,7 +112,7 @@ impl<'r> Writing<'r> {
     }
 
     fn finish(mut self, sets_owner: bool) -> Result<Written, TransferError> {
-        if self.alike && same_bytes(self.root, &self.name, self.stat.as_path())? {
+        if self.alike && self.is_there()? {
             return Ok(Written::Same);
         }
         self.set_attributes(sets_owner).map_err(|errno| {
@@ -124,6 +123,13 @@ impl<'r> Writing<'r> {
         }
         self.whole = true;
         Ok(Written::New)
+    }
+
+    /// Whether what stands under its name has its bytes.
+    fn is_there(&self) -> Result<bool, TransferError> {
+        let path = self.stat.as_path();
+        let (new, there) = (self.root.open_file(&self.name)?, self.root.open_file(path)?);
+        same_bytes(new, there).map_err(TransferError::file("compare", path))
     }
 
     fn set_attributes(&self, sets_owner: bool) -> rustix::io::Result<()> {
@@ -147,25 +153,6 @@ impl<'r> Writing<'r> {
         }
         let time = Timespec { tv_sec: stat.mtime.seconds, tv_nsec: stat.mtime.nanos.into() };
         rustix::fs::futimens(file, &Timestamps { last_access: time, last_modification: time })
-    }
-}
-
-/// Compares two files beneath the root.
-pub(super) fn same_bytes(root: &Root, one: &Path, other: &Path) -> Result<bool, TransferError> {
-    let open = |path| root.open_file(path).map(BufReader::new);
-    let (mut one_file, mut other_file) = (open(one)?, open(other)?);
-    loop {
-        let a = one_file.fill_buf().map_err(TransferError::file("read", one))?;
-        let b = other_file.fill_buf().map_err(TransferError::file("read", other))?;
-        let length = a.len().min(b.len());
-        if a[..length] != b[..length] {
-            return Ok(false);
-        }
-        if length == 0 {
-            return Ok(a.is_empty() && b.is_empty());
-        }
-        one_file.consume(length);
-        other_file.consume(length);
     }
 }
 

@@ -2,9 +2,6 @@
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
-use std::fs::File;
-use std::io;
-use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::path::PathBuf;
@@ -19,10 +16,8 @@ use crate::fs::Last;
 use crate::fs::Meta;
 use crate::fs::Root;
 use crate::fs::Xattrs;
+use crate::fs::same_bytes;
 use crate::snapshot::index::by_component;
-
-/// Bytes of each of two files that are compared at once.
-const BUFFER: usize = 64 << 10;
 
 pub(super) struct Differ<'a> {
     lower: Option<&'a Root>,
@@ -254,20 +249,4 @@ pub(super) fn overlays<'a>(xattrs: &'a Xattrs, name: &str) -> Option<&'a Vec<u8>
 
 fn is_redirected(xattrs: &Xattrs) -> bool {
     overlays(xattrs, "redirect").is_some() || overlays(xattrs, "metacopy").is_some()
-}
-
-fn same_bytes(mut one: File, mut other: File) -> io::Result<bool> {
-    let (mut left, mut right) = (vec![0; BUFFER], vec![0; BUFFER]);
-    loop {
-        let count = one.read(&mut left)?;
-        if count == 0 {
-            return Ok(other.read(&mut right)? == 0);
-        }
-        match other.read_exact(&mut right[..count]) {
-            Ok(()) if left[..count] == right[..count] => {}
-            Ok(()) => return Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-            Err(error) => return Err(error),
-        }
-    }
 }

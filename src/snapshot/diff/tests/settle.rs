@@ -1,5 +1,6 @@
 //! Upper directories that the kernel wrote are settled.
 
+use std::path::PathBuf;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -17,6 +18,21 @@ fn over(upper: &Path, tree: &Path) -> std::collections::BTreeMap<String, String>
     let both = format!("lowerdir={}:{}", upper.display(), tree.display());
     let mounted = TestMount::new("overlay", &both);
     listing(mounted.path(), false)
+}
+
+/// An upper directory in `place`, and what mounts it over `lower` as it is mounted for a step.
+fn overlay(place: &Path, lower: &Path) -> (PathBuf, String) {
+    let [upper, work] = ["upper", "work"].map(|name| place.join(name));
+    for path in [&upper, &work] {
+        fs::create_dir(path).expect("made");
+    }
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={},index=off,metacopy=off,redirect_dir=off",
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
+    (upper, options)
 }
 
 fn paths(root: &Root) -> Vec<String> {
@@ -48,7 +64,7 @@ fn an_upper_directory_without_marks_shows_what_it_showed_and_hides_nothing_else(
     let before = ["d", "d/sub"].map(time);
     let shown = over(place.path(), lower_place.path());
     let found = Unsettled::find(&upper, SystemTime::UNIX_EPOCH).expect("found");
-    assert_eq!(found.opaque, ["d", "d/sub", "new", "other/new"].map(std::path::PathBuf::from));
+    assert_eq!(found.opaque, ["d", "d/sub", "new", "other/new"].map(PathBuf::from));
     spell_out(&upper, &lower, &found.opaque).expect("spelled out");
     assert!(Unsettled::find(&upper, SystemTime::UNIX_EPOCH).expect("found").is_empty());
     assert_eq!(over(place.path(), lower_place.path()), shown);
@@ -112,16 +128,7 @@ fn what_was_touched_goes_if_it_was_written_just_before_too() {
     let (lower_place, lower) = dir();
     write(lower_place.path(), "dir/touched", b"1");
     let (place, _all) = dir();
-    let [upper_place, work] = ["upper", "work"].map(|name| place.path().join(name));
-    for path in [&upper_place, &work] {
-        fs::create_dir(path).expect("made");
-    }
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={},index=off,metacopy=off,redirect_dir=off",
-        lower_place.path().display(),
-        upper_place.display(),
-        work.display()
-    );
+    let (upper_place, options) = overlay(place.path(), lower_place.path());
     let since = SystemTime::now();
     // Earlier than any clock of files is late.
     let before =
@@ -193,14 +200,7 @@ proptest! {
             take(lower_place.path(), &lower, step, 1_000_000_000 + at as i64);
         }
         let (place, _all) = dir();
-        let [upper_place, work] = ["upper", "work"].map(|name| place.path().join(name));
-        for path in [&upper_place, &work] {
-            fs::create_dir(path).expect("made");
-        }
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={},index=off,metacopy=off,redirect_dir=off",
-            lower_place.path().display(), upper_place.display(), work.display()
-        );
+        let (upper_place, options) = overlay(place.path(), lower_place.path());
         let trees = {
             let mounted = TestMount::new("overlay", &options);
             let tree = Root::open(mounted.path()).expect("opened");
