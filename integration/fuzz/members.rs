@@ -4,8 +4,6 @@
 //! anywhere would hardly ever lead further. Here whole members move, fields get what other fields have, and what
 //! counts something is counted again.
 
-use libfuzzer_sys::fuzzer_mutate;
-
 use crate::random::Random;
 
 const BLOCK: usize = 512;
@@ -139,18 +137,17 @@ pub(crate) fn archives(bytes: &[u8]) -> Vec<Vec<u8>> {
 }
 
 /// An archive that was changed: most often one whose headers still are some.
-pub(crate) fn mutate(data: &mut [u8], size: usize, max: usize, seed: u32) -> usize {
-    let mut random = Random::new(seed);
+pub(crate) fn mutate(data: &mut [u8], size: usize, max: usize, random: &mut Random) -> usize {
     if random.one_in(24) {
-        return fuzzer_mutate(data, size, max);
+        return random.change(data, size, max);
     }
     let mut size = size;
     if random.one_in(6) {
-        size = fuzzer_mutate(data, size, max);
+        size = random.change(data, size, max);
     }
     let mut pieces = pieces(&data[..size]);
     for _ in 0..=random.below(4) {
-        change(&mut pieces, &mut random);
+        change(&mut pieces, random);
     }
     pieces.iter_mut().for_each(|piece| mend(piece));
     let mut archive = pieces.concat();
@@ -186,7 +183,7 @@ fn change(pieces: &mut Vec<Piece>, random: &mut Random) {
         }
         9 => {
             let field = *random.pick(&FIELDS);
-            mutate_field(&mut pieces[at], field);
+            mutate_field(&mut pieces[at], field, random);
         }
         10 => {
             let field = *random.pick(&FIELDS[1..6]);
@@ -272,10 +269,10 @@ fn name(pieces: &[Piece], random: &mut Random) -> Vec<u8> {
     }
 }
 
-fn mutate_field(piece: &mut Piece, (start, end): (usize, usize)) {
+fn mutate_field(piece: &mut Piece, (start, end): (usize, usize), random: &mut Random) {
     let room = end - start;
     let used = until_nul(&piece[start..end]).len();
-    let used = fuzzer_mutate(&mut piece[start..end], used, room);
+    let used = random.change(&mut piece[start..end], used, room);
     piece[start + used..end].fill(0);
 }
 
@@ -284,7 +281,7 @@ fn mutate_data(piece: &mut Piece, random: &mut Random) {
     let used = text.len();
     text.resize(used + 1 + random.below(64), 0);
     let room = text.len();
-    let used = fuzzer_mutate(&mut text, used, room);
+    let used = random.change(&mut text, used, room);
     text.truncate(used);
     if matches!(piece[FLAG], b'x' | b'g') && !random.one_in(8) {
         text = reframed(&text);

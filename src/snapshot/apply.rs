@@ -16,7 +16,8 @@
 //! A link of the layer itself is followed while it stays beneath the root by its own words; an absolute
 //! one, or one that climbs out, ends in [`ApplyError::Escapes`]. A link that a layer below left in a
 //! whole tree is followed as under `chroot`. If the tree below is given to a layer that has its own
-//! directory, its links count too.
+//! directory, its links count too. A link that goes up from where nothing is (`nothing/../lib`) leads where
+//! its words say, and nothing is made on that way: containerd does so too.
 //!
 //! # Cancellation
 //!
@@ -79,8 +80,8 @@ pub struct Applied {
     pub compression: Compression,
     pub index: LayerIndex,
     /// Directories that the layer had no entry for when something went into them, made as root's, 0755, since no
-    /// `lower` could be asked. Parents first. Who has those directories below [adopts](adopt()) the layer, or unpacks it
-    /// again, with `lower`.
+    /// `lower` could be asked; and paths that it has nothing at, but links that lead through them and out again. Parents
+    /// first. Who has something at those paths below [adopts](adopt()) the layer, or unpacks it again, with `lower`.
     pub implied: Vec<PathBuf>,
 }
 

@@ -14,8 +14,8 @@ use crate::snapshot::LayerIndex;
 /// Makes the directories that a layer implies what they are in the tree below, as [`apply`](super::apply) with this
 /// tree would have made them. `root` holds the layer alone, `implied` and `index` are what was told when it was unpacked.
 ///
-/// False if the layer has to be unpacked again: one of them is a symlink below, and what the layer has in it belongs
-/// elsewhere. Blocks.
+/// False if the layer has to be unpacked again: one of those paths is a symlink below, and what the layer has in it, or
+/// behind it, belongs elsewhere. Blocks.
 pub fn adopt(root: &Root, lower: &Root, implied: &[PathBuf], index: &LayerIndex) -> Result<bool, FsError> {
     // Parents come first: none of those that are looked through is a link.
     for path in implied {
@@ -27,7 +27,7 @@ pub fn adopt(root: &Root, lower: &Root, implied: &[PathBuf], index: &LayerIndex)
         if meta.is_symlink() {
             return Ok(false);
         }
-        // Else an entry came later: for it, or for what is in its place.
+        // Else an entry came later, for it or for what is in its place, or nothing is made there.
         let is_implied = matches!(index.cover(path.as_os_str().as_bytes()), Cover::Implied { .. });
         if meta.is_dir() && is_implied {
             let mut xattrs = lower.xattrs(path, Last::Keep)?;

@@ -51,13 +51,6 @@ pub(super) struct Unpacker<'a> {
     umask: u32,
 }
 
-/// What became of a name that was in the way.
-enum Way {
-    Clear,
-    /// It was a whiteout of this layer.
-    WasWhiteout,
-}
-
 impl<'a> Unpacker<'a> {
     pub(super) fn new(root: &'a Root, options: &ApplyOptions<'a>) -> Unpacker<'a> {
         Unpacker { place: Place::new(root, options), umask: umask() }
@@ -87,13 +80,13 @@ impl<'a> Unpacker<'a> {
         self.place.enter(&entry.path)?;
         let path = self.place.path_of(&name);
         let offset = reader.offset();
-        let (mut opaque, mut contiguous) = (false, true);
+        let mut contiguous = true;
         match &entry.kind {
             EntryKind::File => {
                 contiguous = reader.extents().is_none();
                 self.file(&entry, &name, &path, reader)?;
             }
-            EntryKind::Dir => opaque = self.dir(&entry, &name, &path)?,
+            EntryKind::Dir => self.dir(&entry, &name, &path)?,
             EntryKind::Hardlink { target } => {
                 let target = target.clone();
                 let found = self.hardlink(&entry, &name, &path, &target)?;
@@ -103,7 +96,7 @@ impl<'a> Unpacker<'a> {
         }
         self.place.made(&path);
         entry.path = path;
-        index.put(entry, opaque, offset, contiguous);
+        index.put(entry, offset, contiguous);
         Ok(())
     }
 
@@ -120,7 +113,7 @@ impl<'a> Unpacker<'a> {
             }
             .map_err(ApplyError::io("set the time", path))?;
         }
-        Ok(self.place.implied)
+        Ok(self.place.implied.into_iter().collect())
     }
 
     fn whiteout(
@@ -220,12 +213,12 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    /// Makes a directory, or takes the one that is there. True if it hides those below.
-    fn dir(&mut self, entry: &Entry, name: &[u8], path: &[u8]) -> Result<bool, ApplyError> {
+    /// Makes a directory, or takes the one that is there.
+    fn dir(&mut self, entry: &Entry, name: &[u8], path: &[u8]) -> Result<(), ApplyError> {
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
         let make = |place: &Place<'_>| rustix::fs::mkdirat(place.dir(), name, mode);
         let open = |place: &Place<'_>| rustix::fs::openat(place.dir(), name, place::DIRECTORY, Mode::empty());
-        let (mut was, mut was_there) = (Way::Clear, false);
+        let (mut opaque, mut was_there) = (false, false);
         match make(&self.place) {
             Err(Errno::EXIST) => {
                 let stat = rustix::fs::statat(self.place.dir(), name, AtFlags::SYMLINK_NOFOLLOW);
@@ -234,7 +227,9 @@ impl<'a> Unpacker<'a> {
                 if was_there {
                     Ok(())
                 } else {
-                    was = self.clear(entry, name, path)?;
+                    self.clear(entry, name, path)?;
+                    // What this layer had here hid what is below.
+                    opaque = self.place.style == WhiteoutStyle::Overlay;
                     make(&self.place)
                 }
             }
@@ -249,12 +244,11 @@ impl<'a> Unpacker<'a> {
         // One that was there has another mode, and a new one takes set-group-ID from its parent.
         rustix::fs::fchmod(&dir, Mode::from_raw_mode(entry.mode))
             .map_err(ApplyError::io("change the mode", path))?;
-        let opaque = matches!(was, Way::WasWhiteout);
         if opaque {
             mark_opaque(dir.as_fd()).map_err(ApplyError::io("mark", path))?;
         }
         self.place.dirs.insert(path.to_vec(), entry.mtime);
-        Ok(opaque)
+        Ok(())
     }
 
     /// Returns where the target is, without links.
@@ -365,7 +359,7 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Takes away what is where an entry goes.
-    fn clear(&mut self, entry: &Entry, name: &[u8], path: &[u8]) -> Result<Way, ApplyError> {
+    fn clear(&mut self, entry: &Entry, name: &[u8], path: &[u8]) -> Result<(), ApplyError> {
         let failed = ApplyError::io("replace", path);
         let stat = match rustix::fs::statat(self.place.dir(), name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
@@ -380,8 +374,7 @@ impl<'a> Unpacker<'a> {
             self.place.root.remove_all(as_path(path))?;
             self.place.enter(&entry.path)?;
         }
-        let was_whiteout = self.place.style == WhiteoutStyle::Overlay && place::is_whiteout(&stat);
-        Ok(if was_whiteout { Way::WasWhiteout } else { Way::Clear })
+        Ok(())
     }
 }
 

@@ -47,7 +47,7 @@ pub(super) struct Place<'a> {
     open: Vec<Step>,
     /// Paths that this layer made. Only for whole trees: elsewhere all there is is this layer's.
     own: BTreeSet<Vec<u8>>,
-    pub(super) implied: Vec<PathBuf>,
+    pub(super) implied: BTreeSet<PathBuf>,
     /// Times of directories, set at the end: what is made in a directory changes its time.
     pub(super) dirs: BTreeMap<Vec<u8>, (i64, u32)>,
 }
@@ -61,6 +61,24 @@ struct Step {
 struct Dir {
     fd: OwnedFd,
     path: Vec<u8>,
+}
+
+/// Where a path has led so far. Names that are not there are made at the end only: a link may lead through some, and out
+/// again.
+struct Way {
+    /// Without links.
+    path: Vec<u8>,
+    /// Of the last names of the path, those that are not there.
+    missing: Vec<Missing>,
+    /// The directory that they are missing in.
+    fd: OwnedFd,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// This layer says nothing of it.
+    Unsaid,
+    Whiteout,
 }
 
 /// What a name in a directory is.
@@ -80,7 +98,7 @@ impl<'a> Place<'a> {
             lower: options.lower.filter(|_| options.style == WhiteoutStyle::Overlay),
             open: Vec::new(),
             own: BTreeSet::new(),
-            implied: Vec::new(),
+            implied: BTreeSet::new(),
             dirs: BTreeMap::new(),
         }
     }
@@ -158,50 +176,58 @@ impl<'a> Place<'a> {
 
     /// One component further, for the entry at `whole`.
     fn step(&mut self, name: &[u8], whole: &[u8]) -> Result<Dir, ApplyError> {
-        let mut at = self.dir_path().to_vec();
+        let at = self.dir_path().to_vec();
         match look(self.dir(), name).map_err(ApplyError::io("open", whole))? {
             Found::Dir(fd) => return Ok(Dir { fd, path: join(&at, name) }),
-            Found::Nothing if self.lower.is_none() => return self.imply(None, at, name),
+            Found::Nothing if self.lower.is_none() => return self.imply(None, &at, name),
             _ => {}
         }
         let mut todo = VecDeque::from([name.to_vec()]);
-        let mut fd: Option<OwnedFd> = Some(reopen(self.root, &at).map_err(ApplyError::io("open", whole))?);
+        let reopen = |at: &[u8]| reopen(self.root, at).map_err(ApplyError::io("open", whole));
+        let mut way = Way { fd: reopen(&at)?, path: at, missing: Vec::new() };
         // The link that was followed last, and whether it is the layer's.
         let (mut path_of_link, mut by_own) = (Vec::new(), false);
         let mut links = 0;
         while let Some(name) = todo.pop_front() {
-            let dir = fd.as_ref().map_or(self.root.as_fd(), |fd| fd.as_fd());
             if name == b".." {
-                if at.is_empty() && by_own {
+                if way.path.is_empty() && by_own {
                     return Err(ApplyError::Escapes { path: shown(whole), link: shown(&path_of_link) });
                 }
-                at.truncate(at.iter().rposition(|&b| b == b'/').unwrap_or(0));
-                fd = Some(reopen(self.root, &at).map_err(ApplyError::io("open", whole))?);
+                let passed = as_path(&way.path).to_path_buf();
+                way.path.truncate(way.path.iter().rposition(|&b| b == b'/').unwrap_or(0));
+                match way.missing.pop() {
+                    None => way.fd = reopen(&way.path)?,
+                    // Below may be a link, which would lead elsewhere.
+                    Some(Missing::Unsaid) if self.tells_what_it_implies() => {
+                        self.implied.insert(passed);
+                    }
+                    Some(_) => {}
+                }
                 continue;
             }
-            let found = look(dir, &name).map_err(ApplyError::io("open", whole))?;
-            let path = join(&at, &name);
+            let path = join(&way.path, &name);
+            let found = match way.missing.is_empty() {
+                true => look(way.fd.as_fd(), &name).map_err(ApplyError::io("open", whole))?,
+                false => Found::Nothing,
+            };
             let (target, own) = match found {
                 Found::Dir(next) => {
-                    (fd, at) = (Some(next), path);
+                    (way.fd, way.path) = (next, path);
                     continue;
                 }
                 Found::Whiteout if self.style == WhiteoutStyle::Overlay => {
-                    rustix::fs::unlinkat(dir, &name, AtFlags::empty())
-                        .map_err(ApplyError::io("replace", &path))?;
-                    let made = self.imply(fd.take(), at, &name)?;
-                    mark_opaque(made.fd.as_fd()).map_err(ApplyError::io("mark", &path))?;
-                    (fd, at) = (Some(made.fd), made.path);
+                    way.path = path;
+                    way.missing.push(Missing::Whiteout);
                     continue;
                 }
                 Found::Whiteout | Found::Other => {
                     return Err(ApplyError::NotADirectory { path: shown(whole), parent: shown(&path) });
                 }
-                Found::Nothing => match self.lower_link(&path)? {
+                Found::Nothing => match self.lower_link(&path, &way)? {
                     Some(target) => (target, false),
                     None => {
-                        let made = self.imply(fd.take(), at, &name)?;
-                        (fd, at) = (Some(made.fd), made.path);
+                        way.path = path;
+                        way.missing.push(Missing::Unsaid);
                         continue;
                     }
                 },
@@ -212,41 +238,73 @@ impl<'a> Place<'a> {
                 return Err(ApplyError::TooManyLinks { path: shown(whole), max: MAX_LINKS });
             }
             let absolute = target.starts_with(b"/");
-            if own && (absolute || climbs(&at, &target)) {
+            if own && (absolute || climbs(&way.path, &target)) {
                 return Err(ApplyError::Escapes { path: shown(whole), link: shown(&path) });
             }
             (path_of_link, by_own) = (path, own);
             if absolute {
-                at.clear();
-                fd = None;
+                way = Way { fd: reopen(b"")?, path: Vec::new(), missing: Vec::new() };
             }
             let names = target.split(|&b| b == b'/').filter(|name| !matches!(*name, b"" | b"."));
             for (at, name) in names.enumerate() {
                 todo.insert(at, name.to_vec());
             }
         }
-        let fd = match fd {
-            Some(fd) => fd,
-            None => reopen(self.root, &at).map_err(ApplyError::io("open", whole))?,
-        };
-        Ok(Dir { fd, path: at })
+        self.make(way)
     }
 
-    /// The link that the tree below has at a path, if it leads to a directory there.
-    fn lower_link(&self, path: &[u8]) -> Result<Option<Vec<u8>>, ApplyError> {
+    /// Makes what is missing of a way.
+    fn make(&mut self, way: Way) -> Result<Dir, ApplyError> {
+        let mut names: Vec<&[u8]> = way.path.split(|&b| b == b'/').filter(|name| !name.is_empty()).collect();
+        let missing = names.split_off(names.len() - way.missing.len());
+        let mut dir = Dir { fd: way.fd, path: names.join(&b'/') };
+        for (name, is) in missing.into_iter().zip(way.missing) {
+            if is == Missing::Whiteout {
+                rustix::fs::unlinkat(&dir.fd, name, AtFlags::empty())
+                    .map_err(ApplyError::io("replace", &join(&dir.path, name)))?;
+            }
+            dir = self.imply(Some(dir.fd.as_fd()), &dir.path, name)?;
+            if is == Missing::Whiteout {
+                mark_opaque(dir.fd.as_fd()).map_err(ApplyError::io("mark", &dir.path))?;
+            }
+        }
+        Ok(dir)
+    }
+
+    fn tells_what_it_implies(&self) -> bool {
+        self.lower.is_none() && self.style == WhiteoutStyle::Overlay
+    }
+
+    /// The link that the tree below has at a path one name beyond `way`, if it leads to a directory there and this layer
+    /// does not hide it.
+    fn lower_link(&self, path: &[u8], way: &Way) -> Result<Option<Vec<u8>>, ApplyError> {
         let Some(lower) = self.lower else { return Ok(None) };
         if !lower.stat(as_path(path), Last::Keep)?.is_some_and(|meta| meta.is_symlink())
             || !lower.stat(as_path(path), Last::Follow)?.is_some_and(|meta| meta.is_dir())
+            || self.hides(way)?
         {
             return Ok(None);
         }
         Ok(Some(lower.read_link(as_path(path))?.into_os_string().as_bytes().to_vec()))
     }
 
+    /// True if this layer hides what is below in the directory that a way has led to.
+    fn hides(&self, way: &Way) -> Result<bool, ApplyError> {
+        if way.missing.contains(&Missing::Whiteout) {
+            return Ok(true);
+        }
+        for dir in as_path(&way.path).ancestors().skip(way.missing.len()) {
+            if self.root.xattrs(dir, Last::Keep)?.contains_key(OsStr::new(OPAQUE)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Makes a directory that the layer has no entry for: like that below, or root's, 0755, of 1970.
-    fn imply(&mut self, parent: Option<OwnedFd>, at: Vec<u8>, name: &[u8]) -> Result<Dir, ApplyError> {
-        let path = join(&at, name);
-        let dir = parent.as_ref().map_or_else(|| self.dir(), |fd| fd.as_fd());
+    fn imply(&mut self, parent: Option<BorrowedFd<'_>>, at: &[u8], name: &[u8]) -> Result<Dir, ApplyError> {
+        let path = join(at, name);
+        let dir = parent.unwrap_or_else(|| self.dir());
         let failed = |errno: Errno| ApplyError::io("make directory", &path)(errno);
         rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)).map_err(failed)?;
         let fd = rustix::fs::openat(dir, name, DIRECTORY, Mode::empty()).map_err(failed)?;
@@ -266,8 +324,8 @@ impl<'a> Place<'a> {
             rustix::fs::fchown(&fd, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(failed)?;
             rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o755)).map_err(failed)?;
             self.dirs.insert(path.clone(), (0, 0));
-            if self.lower.is_none() && self.style == WhiteoutStyle::Overlay {
-                self.implied.push(as_path(&path).to_path_buf());
+            if self.tells_what_it_implies() {
+                self.implied.insert(as_path(&path).to_path_buf());
             }
         }
         self.made(&path);

@@ -4,12 +4,11 @@ mod hostile;
 mod layered;
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 
 use data_encoding::HEXLOWER;
@@ -21,6 +20,7 @@ use super::Applied;
 use super::ApplyError;
 use super::ApplyOptions;
 use super::WhiteoutStyle;
+use super::adopt;
 use super::apply;
 use crate::archive::Compression;
 use crate::archive::Encoder;
@@ -403,5 +403,56 @@ fn links_that_stay_inside_are_followed() {
     );
     assert!(fs::symlink_metadata(place.path().join("lib")).expect("it is there").is_symlink());
     assert!(matches!(applied.index.cover(b"usr/lib/so"), Cover::Present(_)));
-    assert_eq!(applied.implied, [OsStr::from_bytes(b"usr"), OsStr::new("made"), OsStr::new("made/here")]);
+    assert_eq!(applied.implied, ["made", "made/here", "usr"].map(PathBuf::from));
+}
+
+#[test]
+fn a_link_that_leads_through_nothing_and_out_again_makes_nothing_there() {
+    if !is_root() {
+        return;
+    }
+    let members = [
+        symlink("l", "no/where/../../d/./e"),
+        file("l/f", b"1"),
+        // Where the link leads, a directory would go that is there by then.
+        symlink("own", "d/.."),
+        file("own/d", b"2"),
+    ];
+    let layer = layer(&members);
+    let (lower, lower_root) = dir();
+    fs::create_dir(lower.path().join("x")).expect("a directory is made");
+    fs::create_dir(lower.path().join("no")).expect("a directory is made");
+    std::os::unix::fs::symlink("../x", lower.path().join("no/where")).expect("linked");
+    for style in [WhiteoutStyle::Overlay, WhiteoutStyle::Plain] {
+        let (place, root) = dir();
+        let applied = unpack(&root, style, None, &layer).expect("the layer is unpacked");
+        let there: Vec<_> = listing(place.path(), false).into_keys().collect();
+        assert_eq!(there, ["d", "l", "own"], "{style:?}");
+        assert_eq!(applied.index.cover(b"no"), Cover::No);
+        let implied: &[&str] = match style {
+            WhiteoutStyle::Overlay => &["d", "d/e", "no", "no/where"],
+            WhiteoutStyle::Plain => &[],
+        };
+        assert_eq!(applied.implied, implied.iter().map(PathBuf::from).collect::<Vec<_>>());
+        if style == WhiteoutStyle::Overlay {
+            // Below, the link leads elsewhere.
+            assert!(!adopt(&root, &lower_root, &applied.implied, &applied.index).expect("it is looked at"));
+        }
+    }
+    let (place, root) = dir();
+    unpack(&root, WhiteoutStyle::Overlay, Some(&lower_root), &layer).expect("the layer is unpacked");
+    assert!(listing(place.path(), false).contains_key("d"));
+}
+
+#[test]
+fn a_whiteout_that_a_link_leads_through_stays_one() {
+    if !is_root() {
+        return;
+    }
+    let (place, root) = dir();
+    let members = [file(".wh.w", b""), symlink("l", "w/../d"), file("l/f", b"1")];
+    let applied = overlay(&root, &members);
+    assert!(is_whiteout(place.path(), "w"));
+    assert_eq!(applied.index.cover(b"w"), Cover::Hidden);
+    assert!(exists(place.path(), "d/f"));
 }

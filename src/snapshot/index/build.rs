@@ -31,13 +31,7 @@ fn path(mut key: Vec<u8>) -> Vec<u8> {
 }
 
 impl IndexBuilder {
-    pub(in crate::snapshot) fn put(
-        &mut self,
-        mut entry: Entry,
-        mut opaque: bool,
-        offset: u64,
-        contiguous: bool,
-    ) {
+    pub(in crate::snapshot) fn put(&mut self, mut entry: Entry, offset: u64, contiguous: bool) {
         let key = key(&entry.path);
         if let EntryKind::Hardlink { target } = &mut entry.kind {
             let linked = self.linked(target);
@@ -52,15 +46,13 @@ impl IndexBuilder {
             self.show_parents(&key);
             self.part(&key);
         }
-        match self.entries.get(&key) {
-            Some(IndexContent::Present(old))
-                if old.kind == EntryKind::Dir && entry.kind == EntryKind::Dir =>
-            {
-                opaque |= old.opaque;
-            }
-            Some(IndexContent::Present(_)) | None => {}
-            Some(IndexContent::Whiteout | IndexContent::Opaque) => opaque = entry.kind == EntryKind::Dir,
-        }
+        // A directory comes to lie over those below, unless the layer had something here that hid them.
+        let opaque = match self.entries.get(&key) {
+            _ if entry.kind != EntryKind::Dir => false,
+            Some(IndexContent::Present(old)) => old.kind != EntryKind::Dir || old.opaque,
+            Some(IndexContent::Whiteout | IndexContent::Opaque) => true,
+            None => false,
+        };
         if entry.kind != EntryKind::Dir {
             self.forget_beneath(&key);
         }

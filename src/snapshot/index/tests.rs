@@ -18,8 +18,8 @@ fn index(steps: &[(&str, char)]) -> LayerIndex {
         match what {
             'w' => builder.whiteout(path.as_bytes()),
             'o' => builder.opaque(path.as_bytes()),
-            'd' => builder.put(Entry::new(*path, EntryKind::Dir), false, 0, true),
-            _ => builder.put(Entry::new(*path, EntryKind::File), false, 0, true),
+            'd' => builder.put(Entry::new(*path, EntryKind::Dir), 0, true),
+            _ => builder.put(Entry::new(*path, EntryKind::File), 0, true),
         }
     }
     builder.finish()
@@ -106,8 +106,8 @@ prop_compose! {
         kind in kind(),
         numbers in any::<(u32, u64, u64, i64, u32, u64, u64)>(),
         xattrs in collection::btree_map(any::<Vec<u8>>(), any::<Vec<u8>>(), 0..3),
-        flags in any::<(bool, bool)>(),
-    ) -> (Entry, bool, u64, bool) {
+        contiguous in any::<bool>(),
+    ) -> (Entry, u64, bool) {
         let mut entry = Entry::new(path, kind);
         let offset;
         (entry.mode, entry.uid, entry.gid, entry.mtime.0, entry.mtime.1, entry.size, offset) = numbers;
@@ -115,7 +115,7 @@ prop_compose! {
             entry.size = 0;
         }
         entry.xattrs = xattrs;
-        (entry, flags.0, offset, flags.1)
+        (entry, offset, contiguous)
     }
 }
 
@@ -133,8 +133,8 @@ proptest! {
         for path in whiteouts {
             builder.whiteout(path.as_bytes());
         }
-        for (entry, opaque, offset, contiguous) in puts {
-            builder.put(entry, opaque, offset, contiguous);
+        for (entry, offset, contiguous) in puts {
+            builder.put(entry, offset, contiguous);
         }
         let end = states.len() as u64 * 128 + 64;
         let checks = Checks::new(128, states, end, [7; 32]).expect("they fit");
@@ -166,7 +166,7 @@ fn a_hard_link_keeps_what_it_links_to() {
     let mut put = |path: &str, kind: EntryKind, offset: u64| {
         let mut entry = Entry::new(path, kind);
         entry.size = offset;
-        builder.put(entry, false, offset, true);
+        builder.put(entry, offset, true);
     };
     let link = |target: &str| EntryKind::Hardlink { target: target.as_bytes().to_vec() };
     put("a", EntryKind::File, 1);

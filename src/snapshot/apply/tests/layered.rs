@@ -182,7 +182,7 @@ fn directories_that_are_implied_are_like_those_below() {
     let (place, root) = dir();
     let adding = layer(&[file("tmp/f", b""), file("new/f", b"")]);
     let applied = unpack(&root, WhiteoutStyle::Overlay, None, &adding).expect("it is unpacked");
-    assert_eq!(applied.implied, [Path::new("tmp"), Path::new("new")]);
+    assert_eq!(applied.implied, [Path::new("new"), Path::new("tmp")]);
     assert_eq!(mode(place.path(), "tmp"), (0o755, 0, 0));
     assert_eq!(mode(place.path(), "new"), (0o755, 0, 0));
 
@@ -195,7 +195,7 @@ fn directories_that_are_implied_are_like_those_below() {
     let linked = layer(&[file("lib/f", b"1"), file("abs/g", b"2")]);
     let (_place, root) = dir();
     let applied = unpack(&root, WhiteoutStyle::Overlay, None, &linked).expect("it is unpacked");
-    assert_eq!(applied.implied, [Path::new("lib"), Path::new("abs")]);
+    assert_eq!(applied.implied, [Path::new("abs"), Path::new("lib")]);
     let (place, root) = dir();
     let applied = unpack(&root, WhiteoutStyle::Overlay, Some(&lower), &linked).expect("it is unpacked");
     assert!(exists(place.path(), "usr/lib/f") && exists(place.path(), "usr/lib/g"));
@@ -253,4 +253,49 @@ fn assert_adopted(lower: &Root, members: &[Member]) {
     let alone = overlay(&root, members);
     assert!(adopt(&root, lower, &alone.implied, &alone.index).expect("it is asked"));
     assert_eq!(listing(place.path(), false), listing(over_place.path(), false));
+}
+
+#[test]
+fn a_directory_that_replaces_what_is_none_hides_what_is_below() {
+    if !is_root() {
+        return;
+    }
+    let below = [directory("d"), file("d/low", b""), directory("l"), file("l/low", b"")];
+    let (replaced, linked) = (file("d", b"1"), symlink("l", "d"));
+    let members = [replaced, linked, directory("d"), file("d/new", b"2"), directory("l")];
+    let (whole, whole_root) = dir();
+    plain(&whole_root, &below);
+    plain(&whole_root, &members);
+    let there: Vec<_> = listing(whole.path(), false).into_keys().collect();
+    assert_eq!(there, ["d", "d/new", "l"]);
+    let (_place, root) = dir();
+    let applied = overlay(&root, &members);
+    for path in ["d", "l"] {
+        assert!(is_opaque(&root, path), "{path}");
+        let Cover::Present(said) = applied.index.cover(path.as_bytes()) else {
+            panic!("{path} is not there")
+        };
+        assert!(said.opaque, "{path}");
+    }
+}
+
+#[test]
+fn a_link_below_that_the_layer_hides_leads_nowhere() {
+    if !is_root() {
+        return;
+    }
+    let (_lower, lower) = dir();
+    let linked = ["w", "o", "shown"].map(|at| [directory(at), symlink(&format!("{at}/l"), "/x")]);
+    plain(&lower, &[vec![directory("x")], linked.concat()].concat());
+    let members = [
+        file(".wh.w", b""),
+        file("w/l/f", b""),
+        file("o/.wh..wh..opq", b""),
+        file("o/l/f", b""),
+        file("shown/l/f", b""),
+    ];
+    let (place, root) = dir();
+    unpack(&root, WhiteoutStyle::Overlay, Some(&lower), &layer(&members)).expect("it is unpacked");
+    let there: Vec<_> = listing(place.path(), false).into_keys().collect();
+    assert_eq!(there, ["o", "o/l", "o/l/f", "shown", "w", "w/l", "w/l/f", "x", "x/f"]);
 }
