@@ -37,12 +37,15 @@
 
 mod auth;
 mod begun;
+mod blob_body;
 mod challenge;
 mod chunked;
 mod client;
 mod config;
+mod content_range;
 mod credential;
 mod docker_config;
+mod download;
 mod endpoint;
 mod error;
 mod lanes;
@@ -65,6 +68,8 @@ use serde::Deserialize;
 use serde::Serialize;
 
 pub use begun::UploadSession;
+pub use blob_body::BlobBody;
+pub use blob_body::Served;
 pub use chunked::ChunkedUpload;
 pub use config::HostConfig;
 pub use config::KeyPair;
@@ -86,8 +91,6 @@ pub use error::Place;
 pub use error::PushError;
 pub use error::Reason;
 pub use error::RegistryError;
-pub use pull::BlobBody;
-pub use pull::Served;
 pub use push::Mount;
 pub use push::Pushed;
 pub use session_credentials::SessionCredentials;

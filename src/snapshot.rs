@@ -13,6 +13,7 @@ mod diff;
 mod error;
 mod index;
 mod key;
+mod meta;
 mod mount;
 mod names;
 mod native;
@@ -25,6 +26,7 @@ mod spots;
 mod squash;
 mod stale;
 mod store;
+mod table;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -12,11 +12,11 @@ use crate::client::Endpoint;
 use crate::client::TlsFiles;
 use crate::daemon::Config;
 use crate::daemon::Daemon;
+use crate::daemon::Defaults;
 use crate::daemon::LockError;
+use crate::daemon::Settings;
 use crate::daemon::StartError;
 use crate::daemon::config::Checked;
-use crate::daemon::config::Defaults;
-use crate::daemon::config::Settings;
 use crate::daemon::file;
 
 /// How often to look whether another command has left the root.

@@ -7,13 +7,15 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::Path;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::address::Address;
+use super::address::DebugAddress;
+use super::defaults::Defaults;
+use super::settings::Settings;
 use super::toml::Finding;
 use super::units::Space;
 use crate::oci::Platform;
@@ -67,24 +69,6 @@ pub enum LogFormat {
     #[default]
     Text,
     Json,
-}
-
-/// Where to listen.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Address {
-    /// `unix:///path`
-    Unix(PathBuf),
-    /// `tcp://host:port`
-    Tcp(String),
-    /// `fd://`: the first socket that the service manager hands over.
-    Activated,
-}
-
-/// Where the debug page listens: `host:port`, or `unix:///path`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum DebugAddress {
-    Tcp(String),
-    Unix(PathBuf),
 }
 
 /// Who owns the unix sockets. Absent: who runs the daemon.
@@ -173,7 +157,7 @@ pub struct ExecConfig {
 
 impl ExecConfig {
     /// What `above` says, and this where it says nothing.
-    fn under(self, above: ExecConfig) -> ExecConfig {
+    pub(super) fn under(self, above: ExecConfig) -> ExecConfig {
         ExecConfig {
             binary: above.binary.or(self.binary),
             network: above.network.or(self.network),
@@ -253,123 +237,6 @@ pub struct HistoryConfig {
 impl Default for HistoryConfig {
     fn default() -> HistoryConfig {
         HistoryConfig { max_age: Duration::from_secs(48 * 3600), max_entries: 50, recorded: true }
-    }
-}
-
-/// One layer of configuration. None: this layer says nothing.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Settings {
-    pub root: Option<PathBuf>,
-    pub log_level: Option<LogLevel>,
-    pub log_format: Option<LogFormat>,
-    pub listen: Option<Vec<Address>>,
-    pub uid: Option<u32>,
-    pub gid: Option<u32>,
-    pub tls_cert: Option<PathBuf>,
-    pub tls_key: Option<PathBuf>,
-    pub tls_client_ca: Option<PathBuf>,
-    pub debug_address: Option<DebugAddress>,
-    pub entitlements: Option<BTreeSet<Entitlement>>,
-    pub registries: BTreeMap<String, HostConfig>,
-    pub registry_concurrency: Option<NonZeroUsize>,
-    pub registry_waits: RegistryWaits,
-    pub oci_worker: Option<bool>,
-    pub containerd_worker: Option<bool>,
-    pub labels: BTreeMap<String, String>,
-    pub platforms: Option<Vec<Platform>>,
-    pub gc: Option<bool>,
-    pub gc_limits: GcLimits,
-    pub gc_rules: Option<Vec<GcRule>>,
-    /// 0 is no limit.
-    pub max_parallelism: Option<usize>,
-    pub snapshotter: Option<SnapshotterKind>,
-    pub sync_interval: Option<Duration>,
-    pub exec: ExecConfig,
-    pub dns: Option<DnsConfig>,
-    pub history_max_age: Option<Duration>,
-    pub history_max_entries: Option<usize>,
-}
-
-/// What one layer says about how long registries are waited for, and how often they are asked again.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct RegistryWaits {
-    pub retries: Option<u32>,
-    pub retry_base: Option<Duration>,
-    pub longest_retry_after: Option<Duration>,
-    pub connect: Option<Duration>,
-    pub stall: Option<Duration>,
-    pub commit: Option<Duration>,
-}
-
-impl RegistryWaits {
-    fn under(self, above: RegistryWaits) -> RegistryWaits {
-        RegistryWaits {
-            retries: above.retries.or(self.retries),
-            retry_base: above.retry_base.or(self.retry_base),
-            longest_retry_after: above.longest_retry_after.or(self.longest_retry_after),
-            connect: above.connect.or(self.connect),
-            stall: above.stall.or(self.stall),
-            commit: above.commit.or(self.commit),
-        }
-    }
-
-    fn retry(self) -> RetryPolicy {
-        let default = RetryPolicy::default();
-        RetryPolicy {
-            retries: self.retries.unwrap_or(default.retries),
-            base: self.retry_base.unwrap_or(default.base),
-            longest_wait: self.longest_retry_after.unwrap_or(default.longest_wait),
-        }
-    }
-
-    fn patience(self) -> Patience {
-        let default = Patience::default();
-        Patience {
-            connect: self.connect.unwrap_or(default.connect),
-            stall: self.stall.unwrap_or(default.stall),
-            commit: self.commit.unwrap_or(default.commit),
-        }
-    }
-}
-
-impl Settings {
-    /// This layer with `above` laid over it.
-    pub fn under(self, above: Settings) -> Settings {
-        let mut labels = self.labels;
-        labels.extend(above.labels);
-        let mut registries = self.registries;
-        registries.extend(above.registries);
-        let gc_limits = if above.gc_limits == GcLimits::default() { self.gc_limits } else { above.gc_limits };
-        Settings {
-            root: above.root.or(self.root),
-            log_level: above.log_level.or(self.log_level),
-            log_format: above.log_format.or(self.log_format),
-            listen: above.listen.or(self.listen),
-            uid: above.uid.or(self.uid),
-            gid: above.gid.or(self.gid),
-            tls_cert: above.tls_cert.or(self.tls_cert),
-            tls_key: above.tls_key.or(self.tls_key),
-            tls_client_ca: above.tls_client_ca.or(self.tls_client_ca),
-            debug_address: above.debug_address.or(self.debug_address),
-            entitlements: above.entitlements.or(self.entitlements),
-            registries,
-            registry_concurrency: above.registry_concurrency.or(self.registry_concurrency),
-            registry_waits: self.registry_waits.under(above.registry_waits),
-            oci_worker: above.oci_worker.or(self.oci_worker),
-            containerd_worker: above.containerd_worker.or(self.containerd_worker),
-            labels,
-            platforms: above.platforms.or(self.platforms),
-            gc: above.gc.or(self.gc),
-            gc_limits,
-            gc_rules: above.gc_rules.or(self.gc_rules),
-            max_parallelism: above.max_parallelism.or(self.max_parallelism),
-            snapshotter: above.snapshotter.or(self.snapshotter),
-            sync_interval: above.sync_interval.or(self.sync_interval),
-            exec: self.exec.under(above.exec),
-            dns: above.dns.or(self.dns),
-            history_max_age: above.history_max_age.or(self.history_max_age),
-            history_max_entries: above.history_max_entries.or(self.history_max_entries),
-        }
     }
 }
 
@@ -487,41 +354,6 @@ impl Config {
     }
 }
 
-/// Where things are if nobody says: `buildkitd`'s places, root's or the user's own.
-pub struct Defaults;
-
-impl Defaults {
-    pub fn root() -> PathBuf {
-        Self::of_user("XDG_DATA_HOME", ".local/share").unwrap_or_else(|| PathBuf::from("/var/lib/buildkit"))
-    }
-
-    pub fn config_file() -> PathBuf {
-        Self::of_user("XDG_CONFIG_HOME", ".config")
-            .unwrap_or_else(|| PathBuf::from("/etc/buildkit"))
-            .join("buildkitd.toml")
-    }
-
-    pub fn socket() -> PathBuf {
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
-        match runtime {
-            Some(dir) if !rustix::process::geteuid().is_root() => {
-                Path::new(&dir).join("buildkit/buildkitd.sock")
-            }
-            _ => PathBuf::from("/run/buildkit/buildkitd.sock"),
-        }
-    }
-
-    /// The user's directory named by `variable`, or `below` her home. None for root.
-    fn of_user(variable: &str, below: &str) -> Option<PathBuf> {
-        if rustix::process::geteuid().is_root() {
-            return None;
-        }
-        let named = std::env::var_os(variable).filter(|dir| !dir.is_empty()).map(PathBuf::from);
-        let home = std::env::var_os("HOME").filter(|dir| !dir.is_empty());
-        named.or_else(|| Some(Path::new(&home?).join(below))).map(|dir| dir.join("buildkit"))
-    }
-}
-
 impl FromStr for LogLevel {
     type Err = String;
 
@@ -545,52 +377,6 @@ impl FromStr for LogFormat {
             "text" | "" => Ok(LogFormat::Text),
             "json" => Ok(LogFormat::Json),
             _ => Err(format!("expected the log format text or json, found {text:?}")),
-        }
-    }
-}
-
-impl FromStr for Address {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Address, String> {
-        let Some((scheme, rest)) = text.split_once("://") else {
-            return Err(format!("the address {text:?} has no scheme: did you mean unix://{text}?"));
-        };
-        match scheme {
-            "unix" if rest.is_empty() => Err(format!("the address {text:?} has no path")),
-            "unix" => Ok(Address::Unix(PathBuf::from(rest))),
-            "tcp" => host_and_port(rest).map(Address::Tcp),
-            "fd" if rest.is_empty() => Ok(Address::Activated),
-            "fd" => {
-                Err(format!("the address {text:?} selects a socket: only fd://, the first one, is there"))
-            }
-            _ => {
-                Err(format!("the address {text:?} has an unknown scheme: expected unix://, tcp:// or fd://"))
-            }
-        }
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Address::Unix(path) => write!(f, "unix://{}", path.display()),
-            Address::Tcp(host) => write!(f, "tcp://{host}"),
-            Address::Activated => f.write_str("fd://"),
-        }
-    }
-}
-
-impl FromStr for DebugAddress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<DebugAddress, String> {
-        match text.split_once("://") {
-            Some(("unix", path)) if !path.is_empty() => Ok(DebugAddress::Unix(PathBuf::from(path))),
-            Some(("tcp", rest)) => host_and_port(rest).map(DebugAddress::Tcp),
-            Some(_) => Err(format!("expected host:port or unix:///path, found {text:?}")),
-            None if text.starts_with('/') => Ok(DebugAddress::Unix(PathBuf::from(text))),
-            None => host_and_port(text).map(DebugAddress::Tcp),
         }
     }
 }
@@ -620,23 +406,10 @@ impl Entitlement {
     }
 }
 
-/// A name or an address, and a port. Names are looked up when the daemon listens.
-fn host_and_port(text: &str) -> Result<String, String> {
-    let expected = || format!("expected host:port, found {text:?}");
-    if text.parse::<SocketAddr>().is_ok() {
-        return Ok(text.to_owned());
-    }
-    let (host, port) = text.rsplit_once(':').ok_or_else(expected)?;
-    port.parse::<u16>().map_err(|_| expected())?;
-    if host.contains([':', '/', ' ']) {
-        return Err(expected());
-    }
-    // Go listens on every address if there is no host.
-    Ok(if host.is_empty() { format!("[::]:{port}") } else { text.to_owned() })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn check(settings: Settings) -> Result<Config, ConfigError> {
@@ -709,20 +482,5 @@ mod tests {
             Settings { oci_worker: Some(false), containerd_worker: Some(true), ..Settings::default() };
         let checked = Config::check(settings, Vec::new()).unwrap();
         assert_eq!(checked.warnings.len(), 1);
-    }
-
-    #[test]
-    fn addresses_are_read_and_written_alike() {
-        for text in ["unix:///run/a.sock", "tcp://127.0.0.1:1", "tcp://[::1]:1", "tcp://name:1", "fd://"] {
-            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
-        }
-        assert_eq!("tcp://:1234".parse::<Address>().unwrap().to_string(), "tcp://[::]:1234");
-        for text in ["", "a", "unix://", "tcp://a", "tcp://a:b", "tcp://a:99999", "fd://3", "npipe://a"] {
-            assert!(text.parse::<Address>().is_err(), "{text}");
-        }
-        let debug = |text: &str| text.parse::<DebugAddress>();
-        assert_eq!(debug("0.0.0.0:6060"), Ok(DebugAddress::Tcp("0.0.0.0:6060".into())));
-        assert_eq!(debug("/run/debug.sock"), Ok(DebugAddress::Unix("/run/debug.sock".into())));
-        assert!(debug("debug").is_err());
     }
 }

@@ -20,8 +20,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio_stream::StreamExt as _;
 
-use super::config::Address;
-use super::config::DebugAddress;
+use super::address::Address;
+use super::address::DebugAddress;
 use super::config::SocketOwner;
 use super::listen;
 use super::listen::Connection;

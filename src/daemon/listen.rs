@@ -32,7 +32,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-use super::config::Address;
+use super::address::Address;
 use super::config::SocketOwner;
 use crate::task::Tasks;
 

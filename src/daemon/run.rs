@@ -19,7 +19,7 @@ use super::Stopped;
 use super::config::Checked;
 use super::config::Config;
 use super::config::ConfigError;
-use super::config::Defaults;
+use super::defaults::Defaults;
 use super::file;
 use super::flags;
 use super::flags::Flags;

@@ -26,8 +26,6 @@
 //! One mutex over the table in memory, never held over I/O, but to look whether a directory is there: who works on a
 //! snapshot marks it as busy first. The mounts of a snapshot have a mutex of their own, held while one is made or undone.
 
-use std::collections::BTreeSet;
-use std::collections::HashMap;
 use std::collections::HashSet;
 use std::fs;
 use std::io;
@@ -42,8 +40,6 @@ use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
 use rustix::fs::RenameFlags;
-use serde::Deserialize;
-use serde::Serialize;
 
 use super::Parents;
 use super::SnapshotError;
@@ -52,11 +48,15 @@ use super::SnapshotKey;
 use super::SnapshotKind;
 use super::SnapshotUsage;
 use super::blank::Blank;
+use super::meta;
 use super::names::Names;
 use super::slot::Slot;
 use super::spots;
 use super::spots::Spots;
 use super::stale;
+use super::table::Entry;
+use super::table::Phase;
+use super::table::Table;
 use crate::failpoint;
 use crate::failpoint::Failpoint;
 use crate::fs::FsError;
@@ -64,7 +64,6 @@ use crate::fs::Root;
 
 /// The tree of a snapshot within its directory.
 pub(super) const FS: &str = "fs";
-const META: &str = "meta";
 const TEMPORARY: &str = "temporary";
 const KINDS: [SnapshotKind; 3] = [SnapshotKind::Active, SnapshotKind::View, SnapshotKind::Committed];
 
@@ -80,48 +79,6 @@ pub(super) struct Store {
     table: Mutex<Table>,
 }
 
-#[derive(Default, Debug)]
-struct Table {
-    entries: HashMap<SnapshotKey, Entry>,
-    /// Those of which a snapshot is the topmost parent.
-    dependents: HashMap<SnapshotKey, BTreeSet<SnapshotKey>>,
-    /// Those with further parents.
-    deep: BTreeSet<SnapshotKey>,
-    /// All parents of those, once somebody has asked.
-    below: Option<HashSet<SnapshotKey>>,
-    /// Another one for each removal of a committed snapshot. No two stores have the same.
-    generation: u64,
-}
-
-/// The last generation of any store.
-static GENERATION: AtomicU64 = AtomicU64::new(0);
-
-#[derive(Debug)]
-struct Entry {
-    info: SnapshotInfo,
-    phase: Phase,
-    /// Holders of mounts.
-    mounts: usize,
-    slot: Arc<Slot>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
-    /// Not there yet: its key is taken.
-    Making,
-    Idle,
-    /// Being committed or removed.
-    Leaving,
-}
-
-/// The file `meta`.
-#[derive(Serialize, Deserialize)]
-struct Meta {
-    /// Lowest first.
-    parents: Vec<SnapshotKey>,
-    created_at: Timestamp,
-}
-
 impl Store {
     /// Opens the snapshots below `root`, which is made if missing. What a crash left is unmounted and removed.
     pub(super) fn open(root: &Path, chained: bool) -> Result<Store, SnapshotError> {
@@ -130,7 +87,7 @@ impl Store {
         let root = fs::canonicalize(root).map_err(SnapshotError::io("find", root))?;
         stale::unmount_below(&root)?;
         let (names, spots, blank) = (Names::new(&root), Spots::new(&root), Blank::new(&root));
-        let table = Mutex::new(Table { generation: generation(), ..Table::default() });
+        let table = Mutex::new(Table::new());
         let store = Store { root, chained, next: AtomicU64::new(0), names, spots, blank, table };
         let passing = || spots::DIRECTORIES.into_iter().chain([TEMPORARY]);
         for name in KINDS.map(directory).into_iter().chain(passing()) {
@@ -165,7 +122,7 @@ impl Store {
 
     /// Reads a snapshot's directory into the table, if it is there and the table does not have it.
     fn take(&self, path: &Path, key: SnapshotKey, kind: SnapshotKind) -> Result<(), SnapshotError> {
-        let read = self.read_info(path, &key, kind);
+        let read = meta::read(path, &key, kind).map(|info| self.as_kept(info));
         let mut table = self.table();
         // The table forgets a snapshot after its directory was moved, and knows a new one before it is there.
         if table.entries.contains_key(&key) || !path.exists() {
@@ -304,7 +261,7 @@ impl Store {
     }
 
     fn reserve(&self, info: &SnapshotInfo) -> Result<(), SnapshotError> {
-        let generation = self.table().generation;
+        let generation = self.table().generation();
         for key in info.parents.unseen(generation).chain([&info.key]) {
             self.look_up(key)?;
         }
@@ -313,7 +270,7 @@ impl Store {
             return Err(SnapshotError::Exists { key: info.key.clone() });
         }
         // What was seen before is in the table until it is removed.
-        for parent in info.parents.unseen(table.generation) {
+        for parent in info.parents.unseen(table.generation()) {
             let entry = table.get(parent)?;
             if entry.info.kind != SnapshotKind::Committed {
                 let (key, actual) = (parent.clone(), entry.info.kind);
@@ -323,7 +280,7 @@ impl Store {
                 return Err(SnapshotError::Busy { key: parent.clone() });
             }
         }
-        info.parents.look(table.generation);
+        info.parents.look(table.generation());
         table.depend(info);
         table.entries.insert(info.key.clone(), Entry { phase: Phase::Making, ..Entry::new(info.clone()) });
         Ok(())
@@ -340,7 +297,7 @@ impl Store {
         if !is_blank || !self.blank.take(path) {
             fs::create_dir(path).map_err(SnapshotError::io("make", path))?;
         }
-        write_meta(info, &path.join(META))?;
+        meta::write(info, path)?;
         fill(path)
     }
 
@@ -402,11 +359,7 @@ impl Store {
     pub(super) fn forget_parents(&self, name: &SnapshotKey) {
         let info = self.table().entries.get(name).map(|entry| entry.info.clone());
         let Some(info) = info else { return };
-        let meta = self.path(info.kind, name).join(META);
-        let new = meta.with_extension("new");
-        let forgotten = write_meta(&info, &new)
-            .and_then(|()| fs::rename(&new, &meta).map_err(SnapshotError::io("make", &meta)));
-        if let Err(error) = forgotten {
+        if let Err(error) = meta::replace(&info, &self.path(info.kind, name)) {
             // Nobody reads it.
             tracing::debug!(snapshot = %name, %error, "what it was made on is still noted");
         }
@@ -418,23 +371,6 @@ impl Store {
             true => info,
             false => SnapshotInfo { parents: Parents::default(), ..info },
         }
-    }
-
-    fn read_info(
-        &self,
-        path: &Path,
-        key: &SnapshotKey,
-        kind: SnapshotKind,
-    ) -> Result<SnapshotInfo, SnapshotError> {
-        let damaged = |reason: String| SnapshotError::Damaged { path: path.to_path_buf(), reason };
-        let meta = path.join(META);
-        let text = match fs::read(&meta) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(damaged(error.to_string())),
-            other => other.map_err(SnapshotError::io("read", &meta))?,
-        };
-        let meta: Meta = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-        let parents = meta.parents.into_iter().collect();
-        Ok(self.as_kept(SnapshotInfo { key: key.clone(), kind, parents, created_at: meta.created_at }))
     }
 
     /// As [`Store::remove_to`], to a place of its own.
@@ -464,7 +400,7 @@ impl Store {
             entry.phase = Phase::Leaving;
             let kind = entry.info.kind;
             if kind == SnapshotKind::Committed {
-                table.generation = generation();
+                table.next_generation();
             }
             kind
         };
@@ -572,68 +508,6 @@ impl Store {
     }
 }
 
-impl Entry {
-    fn new(info: SnapshotInfo) -> Entry {
-        Entry { info, phase: Phase::Idle, mounts: 0, slot: Arc::default() }
-    }
-}
-
-impl Table {
-    fn get(&self, key: &SnapshotKey) -> Result<&Entry, SnapshotError> {
-        self.entries.get(key).ok_or_else(|| SnapshotError::NotFound { key: key.clone() })
-    }
-
-    fn get_mut(&mut self, key: &SnapshotKey) -> Result<&mut Entry, SnapshotError> {
-        self.entries.get_mut(key).ok_or_else(|| SnapshotError::NotFound { key: key.clone() })
-    }
-
-    /// One that nobody works on or has mounted.
-    fn idle(&mut self, key: &SnapshotKey) -> Result<&mut Entry, SnapshotError> {
-        let entry = self.get_mut(key)?;
-        if entry.phase != Phase::Idle || entry.mounts > 0 {
-            return Err(SnapshotError::Busy { key: key.clone() });
-        }
-        Ok(entry)
-    }
-
-    fn depend(&mut self, info: &SnapshotInfo) {
-        let Some(top) = info.parents.top() else { return };
-        self.dependents.entry(top.clone()).or_default().insert(info.key.clone());
-        if info.parents.count() > 1 {
-            self.deep.insert(info.key.clone());
-            self.below = None;
-        }
-    }
-
-    fn free(&mut self, info: &SnapshotInfo) {
-        let Some(top) = info.parents.top() else { return };
-        if let Some(all) = self.dependents.get_mut(top) {
-            all.remove(&info.key);
-            if all.is_empty() {
-                self.dependents.remove(top);
-            }
-        }
-        if self.deep.remove(&info.key) {
-            self.below = None;
-        }
-    }
-
-    /// One that stands on a snapshot.
-    fn standing_on(&mut self, key: &SnapshotKey) -> Option<SnapshotKey> {
-        if let Some(all) = self.dependents.get(key) {
-            return all.first().cloned();
-        }
-        let (entries, deep) = (&self.entries, &self.deep);
-        let parents = |by: &SnapshotKey| entries.get(by).map(|entry| &entry.info.parents);
-        let below = self.below.get_or_insert_with(|| {
-            Parents::union(deep.iter().filter_map(parents)).into_iter().cloned().collect()
-        });
-        let stands =
-            |by: &&SnapshotKey| parents(by).is_some_and(|parents| parents.iter().any(|one| one == key));
-        if below.contains(key) { deep.iter().find(stands).cloned() } else { None }
-    }
-}
-
 /// Makes a directory, unless it is there.
 pub(super) fn make_unless_there(path: &Path) -> Result<(), SnapshotError> {
     match fs::create_dir(path) {
@@ -664,20 +538,6 @@ fn directory(kind: SnapshotKind) -> &'static str {
 pub(super) fn rename(from: &Path, to: &Path) -> Result<(), SnapshotError> {
     rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::NOREPLACE)
         .map_err(SnapshotError::io("make", to))
-}
-
-fn write_meta(info: &SnapshotInfo, path: &Path) -> Result<(), SnapshotError> {
-    let mut parents: Vec<SnapshotKey> = info.parents.iter().cloned().collect();
-    parents.reverse();
-    let meta = Meta { parents, created_at: info.created_at };
-    let text =
-        serde_json::to_vec(&meta).map_err(|e| SnapshotError::io("write", path)(io::Error::other(e)))?;
-    fs::write(path, text).map_err(SnapshotError::io("write", path))
-}
-
-/// A generation that no store has had.
-fn generation() -> u64 {
-    GENERATION.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 fn usage(path: &Path) -> Result<SnapshotUsage, FsError> {
