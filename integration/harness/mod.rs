@@ -13,7 +13,7 @@
 //! | `client` | `Client`: a build client whose callbacks are counted, held and refused |
 //! | `docker_registry`, `buildkitd` | the real ones, with which `TestRegistry` and `Client` must agree |
 //! | `process`, `tools`, `wait` | child processes: measured, found, waited for |
-//! | `http`, `gate` | a plain HTTP client; where something waits until it is let go |
+//! | `http`, `web`, `gate` | a plain HTTP client; a server of files that counts; where something waits until it is let go |
 
 pub mod archive;
 pub mod blob;
@@ -37,6 +37,7 @@ pub mod process;
 pub mod registry;
 pub mod tools;
 pub mod wait;
+pub mod web;
 
 pub use self::archive::Archive;
 pub use self::blob::BlobSource;
@@ -71,3 +72,4 @@ pub use self::registry::Right;
 pub use self::registry::TestRegistry;
 pub use self::tools::tool;
 pub use self::wait::poll;
+pub use self::web::TestWeb;
