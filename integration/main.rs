@@ -30,4 +30,5 @@ mod registry;
 mod restart;
 mod root_files;
 mod same_bytes;
+mod sources;
 mod states;

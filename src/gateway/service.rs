@@ -91,6 +91,7 @@ impl GatewayService {
     }
 
     async fn image_meta(&self, job: &Job<Worker>, request: &MetaRequest) -> Result<ImageMeta, Status> {
+        job.resolutions().share(&request.op);
         let vertex = Vertex::new(request.vertex, request.name.clone());
         let progress = VertexProgress::new(vertex, Arc::new(job.journal().clone()));
         progress.start();
@@ -118,6 +119,7 @@ impl GatewayService {
         request: &MetaRequest,
         source: &HttpSource,
     ) -> Result<HttpFile, Status> {
+        job.resolutions().share(&request.op);
         let vertex = Vertex::new(request.vertex, request.name.clone());
         let progress = VertexProgress::new(vertex, Arc::new(job.journal().clone()));
         progress.start();

@@ -2,7 +2,8 @@
 //!
 //! A file that was downloaded before is asked for with its validators (`ETag`): a server that says that it is
 //! the same is believed, and nothing is downloaded. A source that pins a checksum is resolved without any
-//! request. What is known of a file stands with its record, in its keys, and goes with it.
+//! request. What is known of a file stands with its record, in its keys, and goes with it. A job has one file
+//! for all of its sources that are the same: see [`Resolutions`](super::resolutions::Resolutions).
 //!
 //! The host `buildkit-session` is the client itself: its bytes come through the session.
 //!
@@ -22,9 +23,7 @@ mod request;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::fmt;
 use std::sync::Arc;
-use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use http::Method;
@@ -34,6 +33,7 @@ use http::header::LAST_MODIFIED;
 use reqwest::Url;
 use serde::Serialize;
 
+use super::kept::Place;
 use super::op::HttpSource;
 use crate::cache::Cache;
 use crate::cache::CacheError;
@@ -66,26 +66,9 @@ pub struct HttpFile {
     pub(super) reference: Option<ImmutableRef>,
 }
 
-/// What a source came to, for all who ask for one vertex. No part of what the vertex is.
-#[derive(Clone, Default)]
-pub struct ResolvedFile(Arc<OnceLock<HttpFile>>);
-
-impl PartialEq for ResolvedFile {
-    fn eq(&self, _: &ResolvedFile) -> bool {
-        true
-    }
-}
-
-impl Eq for ResolvedFile {}
-
-impl fmt::Debug for ResolvedFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ResolvedFile({})", self.0.get().is_some())
-    }
-}
-
-/// What one download is shared by: the source, and the sessions whose secrets it may use.
-type DownloadKey = (Digest, BTreeSet<SessionId>);
+/// What one download is shared by: where the file is kept, which tells sources and jobs apart, and the sessions
+/// whose secrets it may use.
+type DownloadKey = (Place<HttpFile>, BTreeSet<SessionId>);
 
 /// Downloads files. Clones share what is under way.
 #[derive(Clone, Debug)]
@@ -107,15 +90,11 @@ impl Web {
     /// Cancellation safe.
     pub(super) async fn resolve(&self, ctx: &Ctx, source: &HttpSource) -> Result<HttpFile, HttpError> {
         refuse_signature(source)?;
-        if let Some(file) = source.resolved.0.get() {
-            return Ok(file.clone());
-        }
         if let Some(digest) = source.checksum {
             let filename = file_name(&source.url, source.filename.as_deref(), None);
             return Ok(HttpFile { digest, filename, modified: None, reference: None });
         }
-        let file = self.fetch(ctx, source).await?;
-        Ok(source.resolved.0.get_or_init(|| file).clone())
+        self.fetch(ctx, source).await
     }
 
     /// The file itself.
@@ -123,14 +102,8 @@ impl Web {
     /// Cancellation safe.
     pub(super) async fn run(&self, ctx: &Ctx, source: &HttpSource) -> Result<ImmutableRef, HttpError> {
         refuse_signature(source)?;
-        let known = source.resolved.0.get().and_then(|file| file.reference.clone());
-        if let Some(known) = known {
-            return Ok(known);
-        }
         let file = self.fetch(ctx, source).await?;
-        let reference = file.reference.clone();
-        source.resolved.0.get_or_init(|| file);
-        reference.ok_or(HttpError::Cache { source: CacheError::Empty })
+        file.reference.ok_or(HttpError::Cache { source: CacheError::Empty })
     }
 
     /// What the source counts as, given what it stands for.
@@ -160,15 +133,24 @@ impl Web {
         Digest::sha256(format!("http:{}", serde_json::to_string(&key).unwrap_or_default()))
     }
 
-    /// The file, downloaded or found. Those with the same secrets share a download.
+    /// The file that the job has, or else downloaded or found, and kept. Those with the same secrets share a
+    /// download.
     async fn fetch(&self, ctx: &Ctx, source: &HttpSource) -> Result<HttpFile, HttpError> {
-        let key = (address_key(source), ctx.sessions().ids().into_iter().collect());
+        if let Some(file) = kept(source) {
+            return Ok(file);
+        }
+        let key = (source.resolved.place(), ctx.sessions().ids().into_iter().collect());
         let (web, source, work) = (self.clone(), source.clone(), ctx.clone());
         let start = move |token| {
             let ctx = work.with_cancel(token);
             let fetch = async move {
+                // One that ended since the caller looked has kept it.
+                if let Some(file) = kept(&source) {
+                    return Ok(file);
+                }
                 match ctx.run(Box::pin(web.look_or_download(&ctx, &source))).await {
-                    Ok(fetched) => fetched,
+                    // Before the end of the flight, so that whoever comes after it finds the file.
+                    Ok(fetched) => fetched.map(|file| source.resolved.keep(file)),
                     Err(cancelled) => Err(cancelled.into()),
                 }
             };
@@ -247,6 +229,12 @@ impl Web {
     }
 }
 
+/// What the job already has for the source.
+fn kept(source: &HttpSource) -> Option<HttpFile> {
+    let is_pinned = |file: &HttpFile| Some(file.digest) == source.checksum;
+    source.resolved.get().or_else(|| source.unpinned.get().filter(is_pinned))
+}
+
 /// A signature that nobody checks is no signature.
 fn refuse_signature(source: &HttpSource) -> Result<(), HttpError> {
     match source.signature {
@@ -290,7 +278,7 @@ fn pinned(source: &HttpSource, file: HttpFile) -> Result<HttpFile, HttpError> {
 }
 
 /// What sources share a file of a server by.
-fn address_key(source: &HttpSource) -> Digest {
+pub(super) fn address_key(source: &HttpSource) -> Digest {
     #[derive(Serialize)]
     struct Key<'s> {
         url: &'s str,
@@ -337,6 +325,7 @@ fn shown(address: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::kept::Kept;
     use crate::ops::op::HttpSignature;
 
     fn source(url: &str) -> HttpSource {
@@ -350,7 +339,8 @@ mod tests {
             auth_header_secret: None,
             headers: Vec::new(),
             signature: None,
-            resolved: ResolvedFile::default(),
+            resolved: Kept::default(),
+            unpinned: Kept::default(),
         }
     }
 

@@ -6,6 +6,9 @@ mod http;
 mod local;
 mod mode;
 
+use super::http::HttpFile;
+use super::image::Named;
+use super::kept::Kept;
 use super::resolution::Resolved;
 use crate::oci::Digest;
 use crate::oci::Reference;
@@ -72,6 +75,39 @@ impl Op {
         exec.into_iter().flatten()
     }
 
+    /// Whether its job has been told what it stands for, which its definition alone does not say.
+    pub fn is_told(&self) -> bool {
+        match self {
+            Op::Image(source) => source.reference.digest.is_none() && source.named.get().is_some(),
+            Op::Http(source) => source.checksum.is_none() && source.resolved.get().is_some(),
+            _ => false,
+        }
+    }
+
+    /// Whether the same op of another job may stand for this one: not if this job was told that it stands for
+    /// something else, or for something that the other job does not know.
+    pub fn agrees_with(&self, other: &Op) -> bool {
+        match (self, other) {
+            (Op::Image(mine), Op::Image(other)) if self.is_told() => {
+                let digest = |source: &ImageSource| source.named.get().map(|named| named.root.digest);
+                digest(mine) == digest(other)
+            }
+            (Op::Http(mine), Op::Http(other)) if self.is_told() => {
+                let counts = |file: HttpFile| (file.digest, file.filename, file.modified);
+                mine.resolved.get().map(counts) == other.resolved.get().map(counts)
+            }
+            _ => true,
+        }
+    }
+
+    /// Lets the same op of another job, which it agrees with, stand for this one: all of this job that share a file
+    /// with it get the other's. An image is each job's own, since it is its own rights that name it.
+    pub fn follow(&self, other: &Op) {
+        if let (Op::Http(mine), Op::Http(other)) = (self, other) {
+            mine.resolved.follow(&other.resolved);
+        }
+    }
+
     /// The kind, as messages and metrics name it.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -98,6 +134,8 @@ pub struct ImageSource {
     pub layer_limit: Option<usize>,
     /// What the reference must resolve to.
     pub checksum: Option<Digest>,
+    /// What the reference was found to name, for all sources of the job with the same.
+    pub named: Kept<Named>,
     /// What it did resolve to.
     pub resolved: Resolved,
 }
@@ -120,7 +158,7 @@ pub struct LayoutSource {
 }
 
 /// Whether a tag is asked for again although the daemon knows an image of the name.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub enum ResolveMode {
     #[default]
     Default,

@@ -1,5 +1,7 @@
 //! [`Job`]: one build, and the results that it asks for.
 //!
+//! What its frontend is told of a source, its vertices stand for: both go by the job's [`Resolutions`].
+//!
 //! # Cancellation
 //!
 //! A job ends when its [`RunningJob`] is dropped: its token is cancelled, its interest in every vertex
@@ -36,6 +38,7 @@ use crate::ops::Edge;
 use crate::ops::Entitlement;
 use crate::ops::Graph;
 use crate::ops::Operate;
+use crate::ops::Resolutions;
 use crate::ops::llb::Definition;
 use crate::ops::llb::Limits;
 use crate::progress::Journal;
@@ -90,6 +93,7 @@ struct JobInner<O: Operate> {
     frontends: Arc<Frontends<O>>,
     solver: Solver<O>,
     bridge: BridgeState<O>,
+    resolutions: Resolutions,
 }
 
 impl<O: Operate> Clone for Job<O> {
@@ -120,6 +124,7 @@ impl<O: Operate> Job<O> {
             frontends,
             solver,
             bridge: BridgeState::default(),
+            resolutions: Resolutions::default(),
         }))
     }
 
@@ -145,6 +150,11 @@ impl<O: Operate> Job<O> {
     /// For work of the job that is no vertex: exports, pushes.
     pub fn ctx(&self) -> Ctx {
         Ctx::new(self.sessions().clone(), self.cancel().clone())
+    }
+
+    /// What its sources stand for.
+    pub fn resolutions(&self) -> &Resolutions {
+        &self.0.resolutions
     }
 
     /// Definitions for the frontend, by name.
@@ -215,6 +225,9 @@ impl<O: Operate> Job<O> {
 
     /// Shows the vertices of a graph, but runs nothing.
     pub(super) fn solve_graph(&self, graph: Graph) -> LazyResult<O> {
+        for vertex in graph.inputs_first() {
+            self.0.resolutions.share(&vertex.op);
+        }
         let lazy = Lazy {
             edge: graph.result(),
             definition: Arc::clone(&graph.definition),

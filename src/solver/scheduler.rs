@@ -224,15 +224,33 @@ impl<R: Clone> Scheduler<R> {
         }
     }
 
+    /// Gives a job nodes for a graph. What comes of a source that the job was told of, and that no other node can
+    /// stand for, is apart from what other jobs have.
     fn load(&mut self, interest: &Arc<Interest>, graph: &Graph) {
         let mut mine = self.jobs.remove(&interest.job).unwrap_or_default();
         mine.by_digest.reserve(graph.len());
         mine.all.reserve(graph.len());
+        let mut apart = QuickSet::default();
         for vertex in graph.inputs_first() {
             self.steps += 1 + vertex.inputs.len() as u64;
-            let id = match self.shareable(vertex, interest.job) {
-                Some(id) => id,
-                None => self.create(vertex, &mine.by_digest),
+            let inputs = || vertex.inputs.iter().map(|edge| mine.by_digest[&edge.vertex]);
+            let has_apart = !apart.is_empty() && inputs().any(|input| apart.contains(&input));
+            let shared = self.shareable(vertex, interest.job).filter(|id| {
+                let theirs = self.nodes[*id].slots.iter().map(|slot| slot.input);
+                !has_apart || inputs().eq(theirs)
+            });
+            let id = match shared {
+                Some(id) => {
+                    vertex.op.follow(&self.nodes[id].shell.vertex.op);
+                    id
+                }
+                None => {
+                    let id = self.create(vertex, &mine.by_digest);
+                    if has_apart || vertex.op.is_told() {
+                        apart.insert(id);
+                    }
+                    id
+                }
             };
             self.attach(id, interest);
             mine.by_digest.insert(vertex.digest, id);
@@ -242,13 +260,14 @@ impl<R: Clone> Scheduler<R> {
     }
 
     /// The node that a vertex of a job can share: one that ignores the cache serves everybody, one that
-    /// does not serves those who don't either. A node that failed for others serves only them.
+    /// does not serves those who don't either. A node that failed for others serves only them, and one of a source
+    /// only those who were not told that it is something else.
     fn shareable(&self, vertex: &Vertex, job: JobNumber) -> Option<NodeId> {
         let usable = |id: &&NodeId| {
             let node = &self.nodes[**id];
             let failed = |node: &Node<R>| node.error().is_some() && !node.jobs.contains_key(&job);
             let stuck = !node.is_done() && node.slots.iter().any(|s| failed(&self.nodes[s.input]));
-            !failed(node) && !stuck
+            !failed(node) && !stuck && vertex.op.agrees_with(&node.shell.vertex.op)
         };
         let find = |ignoring| self.by_digest.get(&(vertex.digest, ignoring)).filter(usable);
         let shared = find(true).or_else(|| if vertex.options.ignore_cache { None } else { find(false) });

@@ -1,5 +1,6 @@
 //! The solver against a model of ops whose results are numbers.
 
+mod apart;
 mod explorer;
 mod linear;
 mod model;

@@ -265,3 +265,81 @@ func TestHTTPMetadataForFrontends(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 1, w.bodies())
 }
+
+// told is what a frontend sees of a file, before and in the build that it makes of it.
+func told(ctx context.Context, t *testing.T, c gateway.Client, url string, secret string) (digest.Digest, string, error) {
+	t.Helper()
+	source := &pb.SourceOp{Identifier: url, Attrs: map[string]string{pb.AttrHTTPFilename: "file"}}
+	options := []llb.HTTPOption{llb.Filename("file")}
+	if secret != "" {
+		source.Attrs[pb.AttrHTTPAuthHeaderSecret] = secret
+		options = append(options, llb.AuthHeaderSecret(secret))
+	}
+	md, err := c.ResolveSourceMetadata(ctx, source, sourceresolver.Opt{})
+	if err != nil {
+		return "", "", err
+	}
+	res, err := c.Solve(ctx, gateway.SolveRequest{Definition: marshal(t, llb.HTTP(url, options...)).ToPB(), Evaluate: true})
+	if err != nil {
+		return "", "", err
+	}
+	ref, err := res.SingleRef()
+	require.NoError(t, err)
+	text, err := ref.ReadFile(ctx, gateway.ReadRequest{Filename: "file"})
+	return md.HTTP.Digest, string(text), err
+}
+
+func TestHTTPFileIsSentOnceForAFrontendAndItsBuild(t *testing.T) {
+	c := connect(t)
+	w := newWeb(t, "text")
+	uploads := uploadprovider.New()
+	// Can be read once.
+	upload := uploads.Add(io.NopCloser(strings.NewReader("from the client")))
+	opt := client.SolveOpt{Session: []session.Attachable{uploads}}
+	_, err := c.Build(testContext(t), opt, "", func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+		for url, text := range map[string]string{w.URL + "/file": "text", upload: "from the client"} {
+			found, read, err := told(ctx, t, c, url, "")
+			if err != nil {
+				return nil, err
+			}
+			require.Equal(t, digest.FromString(text), found)
+			require.Equal(t, text, read)
+		}
+		return gateway.NewResult(), nil
+	}, nil)
+	require.NoError(t, err)
+	require.Len(t, w.requests, 1)
+}
+
+func TestHTTPFileOfOneBuildIsNotToldToAnother(t *testing.T) {
+	c := connect(t)
+	w := newWeb(t, "text")
+	guarded := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Basic xyz" {
+			http.Error(rw, "who is it?", http.StatusUnauthorized)
+			return
+		}
+		w.Config.Handler.ServeHTTP(rw, r)
+	}))
+	t.Cleanup(guarded.Close)
+	build := func(value string, then func()) error {
+		opt := client.SolveOpt{Session: []session.Attachable{secretsprovider.FromMap(map[string][]byte{"mine": []byte(value)})}}
+		_, err := c.Build(testContext(t), opt, "", func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+			found, read, err := told(ctx, t, c, guarded.URL+"/file", "mine")
+			if err != nil {
+				return nil, err
+			}
+			require.Equal(t, digest.FromString("text"), found)
+			require.Equal(t, "text", read)
+			then()
+			return gateway.NewResult(), nil
+		}, nil)
+		return err
+	}
+	require.NoError(t, build("Basic xyz", func() {
+		require.ErrorContains(t, build("Basic abc", func() {}), "401")
+		require.NoError(t, build("Basic xyz", func() {}))
+	}))
+	require.Equal(t, 1, w.bodies())
+	require.Len(t, w.requests, 2, "one of each build that may")
+}

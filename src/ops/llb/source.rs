@@ -10,7 +10,7 @@ use super::invalid::InvalidOp;
 use super::pb;
 use crate::oci::Reference;
 use crate::ops::graph::VertexDigest;
-use crate::ops::http::ResolvedFile;
+use crate::ops::kept::Kept;
 use crate::ops::op::Differ;
 use crate::ops::op::HttpSignature;
 use crate::ops::op::HttpSource;
@@ -48,6 +48,7 @@ fn image(name: &str, attrs: &Attrs) -> Result<ImageSource, String> {
         record_type: RecordType::Regular,
         layer_limit: None,
         checksum: None,
+        named: Kept::default(),
         resolved: Resolved::default(),
     };
     for (key, value) in attrs {
@@ -172,7 +173,8 @@ fn http(url: &str, attrs: &Attrs) -> Result<HttpSource, InvalidOp> {
         auth_header_secret: None,
         headers: Vec::new(),
         signature: None,
-        resolved: ResolvedFile::default(),
+        resolved: Kept::default(),
+        unpinned: Kept::default(),
     };
     let (mut public_key, mut signature) = (String::new(), String::new());
     for (key, value) in attrs {

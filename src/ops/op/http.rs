@@ -1,7 +1,8 @@
 //! [`HttpSource`]: a file of a web server.
 
 use crate::oci::Digest;
-use crate::ops::http::ResolvedFile;
+use crate::ops::http::HttpFile;
+use crate::ops::kept::Kept;
 
 /// `http://` and `https://`: what stands at an address, as one file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,8 +22,10 @@ pub struct HttpSource {
     /// Headers of the request, canonical names, sorted.
     pub headers: Vec<(String, String)>,
     pub signature: Option<HttpSignature>,
-    /// What it did resolve to.
-    pub resolved: ResolvedFile,
+    /// What it did resolve to, for all sources of the job with the same attributes.
+    pub resolved: Kept<HttpFile>,
+    /// What those resolved to that pin no checksum and are the same otherwise.
+    pub unpinned: Kept<HttpFile>,
 }
 
 /// A detached PGP signature that the bytes must have.

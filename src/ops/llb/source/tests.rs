@@ -83,7 +83,8 @@ fn every_attribute_of_a_web_source_is_parsed() {
         auth_header_secret: Some("token".into()),
         headers: vec![("Accept".into(), "*/*".into()), ("User-Agent".into(), "me".into())],
         signature: Some(HttpSignature { public_key: "key".into(), signature: "sig".into() }),
-        resolved: ResolvedFile::default(),
+        resolved: Kept::default(),
+        unpinned: Kept::default(),
     };
     assert_eq!(parsed, expected);
     assert_eq!(http(&[("http.perm", "0")]).unwrap().perm, None);
