@@ -208,6 +208,8 @@ impl ContentStore {
     fn residency(&self, digest: &Digest) -> Residency {
         match self.inner.table.get(digest) {
             Some(blob::Residency::Remote) => Residency::Remote,
+            // All of it is here.
+            Some(blob::Residency::Fetching(fetch)) if fetch.is_landing() => Residency::Resident,
             Some(blob::Residency::Fetching(_)) => Residency::Fetching,
             Some(blob::Residency::Resident { .. }) => Residency::Resident,
             Some(blob::Residency::Evicting { .. }) => Residency::Evicting,

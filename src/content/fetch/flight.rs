@@ -6,7 +6,8 @@
 //!   then on, or once the task has run out of candidates, nobody can board: late comers wait for the end
 //!   and begin anew.
 //! - A fetch whose digest held goes on to its end without anybody: the file is synced and renamed. Who only
-//!   reads along has nothing to wait for by then.
+//!   reads along has nothing to wait for by then, and gets the processor and the disk first: the end is put off
+//!   until somebody waits for it, for [`PAUSE`] at most.
 //! - A waiter that leaves takes its candidates along: what it was allowed to do is not done for
 //!   others afterwards. A transfer that is already under way goes on.
 //!
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +33,9 @@ use crate::oci::Descriptor;
 use crate::progress::TransferProgress;
 use crate::task::Tasks;
 
+/// A verified file that nobody waits for is synced after this time. A base of many layers arrives in it, mostly.
+const PAUSE: Duration = Duration::from_secs(2);
+
 /// One fetch of one blob.
 #[derive(Debug)]
 pub(in crate::content) struct Fetch {
@@ -38,6 +43,8 @@ pub(in crate::content) struct Fetch {
     token: CancellationToken,
     aboard: Mutex<Aboard>,
     stage: watch::Sender<Stage>,
+    /// Cancelled when somebody waits for the end.
+    hurry: CancellationToken,
     written: Arc<Written>,
 }
 
@@ -104,7 +111,7 @@ impl Fetch {
     pub(super) fn new(descriptor: Descriptor, tasks: &Tasks) -> Fetch {
         let token = tasks.token().child_token();
         let (aboard, stage) = (Mutex::default(), watch::Sender::default());
-        Fetch { descriptor, token, aboard, stage, written: Arc::default() }
+        Fetch { descriptor, token, aboard, stage, hurry: CancellationToken::new(), written: Arc::default() }
     }
 
     pub(in crate::content) fn descriptor(&self) -> &Descriptor {
@@ -192,6 +199,15 @@ impl Fetch {
         self.stage.send_modify(|stage| stage.verified = Some(Outcome::Arrived { by }));
     }
 
+    /// Puts the end of a verified fetch off, unless somebody waits for it, or the daemon stops.
+    pub(super) async fn put_off(&self, stop: &CancellationToken) {
+        tokio::select! {
+            () = self.hurry.cancelled() => {}
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+
     pub(super) fn land(&self, outcome: Outcome) {
         self.aboard().closed = true;
         self.written.end(matches!(outcome, Outcome::Arrived { .. }));
@@ -211,6 +227,7 @@ impl Fetch {
 
     /// Waits for the end.
     pub(in crate::content) async fn landed(&self) -> Outcome {
+        self.hurry.cancel();
         self.reached(|stage| stage.ended.as_ref()).await
     }
 

@@ -290,6 +290,7 @@ async fn commit(
     let digest = fetch.descriptor().digest;
     inner.prove(fetch.descriptor(), given.origin()).await;
     fetch.verify(by);
+    fetch.put_off(inner.tasks.token()).await;
     let disk = Arc::clone(&inner.disk);
     let commit =
         inner.tasks.spawn_blocking("commit blob", move || disk.commit_partial(&ingested.file, &digest));
