@@ -14,6 +14,7 @@ mod exec;
 mod file;
 mod invalid;
 mod parsed;
+mod parts;
 mod source;
 
 use std::collections::BTreeMap;
@@ -128,13 +129,15 @@ pub struct Limits {
     pub bytes: usize,
     /// Vertices on the longest way from the result to a source.
     pub depth: usize,
-    /// Inputs of one op.
+    /// Inputs of one op, and its actions or merged inputs.
     pub inputs: usize,
+    /// Mounts of one op: each takes a moment to be made.
+    pub mounts: usize,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { vertices: 100_000, bytes: 64 << 20, depth: 20_000, inputs: 20_000 }
+        Limits { vertices: 100_000, bytes: 64 << 20, depth: 20_000, inputs: 20_000, mounts: 2000 }
     }
 }
 

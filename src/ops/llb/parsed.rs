@@ -8,12 +8,12 @@ use prost::Message as _;
 use super::Limits;
 use super::LlbError;
 use super::MAX_NAME;
-use super::at_most;
 use super::clip;
 use super::exec;
 use super::file;
 use super::invalid;
 use super::invalid::InvalidOp;
+use super::parts;
 use super::pb;
 use super::source;
 use crate::oci::Digest;
@@ -56,9 +56,9 @@ pub(super) enum Name {
 
 impl Parsed {
     pub(super) fn decode(index: usize, bytes: &Bytes, limits: &Limits) -> Result<Parsed, LlbError> {
+        parts::check(bytes, limits)?;
         let op = pb::Op::decode(bytes.clone())
             .map_err(|error| LlbError::Op { index, reason: error.to_string() })?;
-        at_most("inputs of one op", op.inputs.len(), limits.inputs)?;
         let digest = VertexDigest(Digest::sha256(bytes));
         let input =
             |input: &pb::Input| Input { digest: input.digest.parse().map(VertexDigest), output: input.index };

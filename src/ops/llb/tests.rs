@@ -342,7 +342,7 @@ fn each_limit_holds() {
         LlbError::TooLarge { what: found, .. } => assert_eq!(found, what),
         error => panic!("{error}"),
     };
-    let limits = Limits { vertices: 11, bytes: 2000, depth: 10, inputs: 1 };
+    let limits = Limits { vertices: 11, bytes: 2000, depth: 10, inputs: 1, mounts: 0 };
     assert_eq!(chain(10).decode(&limits).unwrap().unwrap().len(), 10);
     refused(Limits { vertices: 10, ..limits }, "vertices");
     refused(Limits { bytes: 100, ..limits }, "bytes");
