@@ -63,6 +63,10 @@ pub fn read_file(root: &Root, path: &str, range: Option<ReadRange>) -> Result<Ve
     if length > MAX_READ {
         return Err(FilesError::TooLarge { path: path.to_owned(), size: length });
     }
+    if length == 0 {
+        // Behind the end there may be no place to read at.
+        return Ok(Vec::new());
+    }
     let mut file = root.open_file(path)?;
     let mut data = Vec::new();
     let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.take(length).read_to_end(&mut data));
@@ -143,6 +147,7 @@ mod tests {
         assert_eq!(read(2, 3).unwrap(), b"234");
         assert_eq!(read(8, 100).unwrap(), b"89");
         assert_eq!(read(100, 1).unwrap(), b"");
+        assert_eq!(read(i64::MAX, i64::MAX).unwrap(), b"");
         assert_eq!(read(0, 0).unwrap(), b"");
         assert!(matches!(read(-1, 1), Err(FilesError::Range { .. })));
         assert!(matches!(read(1, -1), Err(FilesError::Range { .. })));
