@@ -28,6 +28,7 @@
 
 mod advance;
 mod bridge;
+mod brief;
 mod code;
 pub mod convert;
 mod endings;
@@ -61,6 +62,8 @@ pub use bridge::RefId;
 pub use bridge::Refs;
 pub use bridge::SolveReply;
 pub use bridge::SolveRequest;
+pub use brief::MAX_WORDS;
+pub use brief::brief;
 pub use code::code_of;
 pub use code::words_of;
 pub use error::Cause;

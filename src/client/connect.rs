@@ -26,6 +26,9 @@ use tower::service_fn;
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
+/// Bytes of headers: an error brings the file that it comes from.
+const HEADER_LIMIT: u32 = 4 << 20;
+
 /// Where a daemon is.
 #[derive(Clone)]
 pub enum Endpoint {
@@ -128,6 +131,7 @@ pub(super) async fn channel(endpoint: &Endpoint) -> Result<Channel, ConnectError
     tonic::transport::Endpoint::from_static("http://localhost")
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(HEADER_LIMIT)
         .connect_with_connector(connector)
         .await
         .map_err(|source| ConnectError::Unreachable { endpoint: endpoint.to_string(), source })

@@ -295,7 +295,7 @@ impl From<&BuildError> for Rejected {
             BuildError::Session(error) => code_of(error),
             BuildError::Task(_) => Code::Internal,
         };
-        Rejected { code: code as i32, message: words_of(error), details: Vec::new() }
+        Rejected { code: code as i32, message: words_of(error), details: Vec::new() }.brief()
     }
 }
 

@@ -4,6 +4,8 @@
 //! client that comes meanwhile is told at once whom it talks to; whatever else it asks waits, and is
 //! refused as unavailable if the stores can't be opened. Health waits as well, so that it is never told of a
 //! daemon that can't build yet.
+//!
+//! On the way back no error says more than fits into headers, whoever made it.
 
 use std::convert::Infallible;
 use std::task::Context;
@@ -11,15 +13,23 @@ use std::task::Poll;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use http::HeaderMap;
 use http::Request;
 use http::Response;
+use http_body_util::BodyExt as _;
 use tokio::sync::watch;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tower::ServiceExt as _;
 use tower_service::Service;
 
 use crate::control::Greeting;
+use crate::solver::MAX_WORDS;
+use crate::solver::brief;
+
+/// What an error says.
+const MESSAGE: &str = "grpc-message";
 
 /// Answers calls; see the module. Clones are the same gate.
 #[derive(Clone, Debug)]
@@ -49,9 +59,35 @@ impl Gate {
             },
         };
         match routes.oneshot(request).await {
-            Ok(response) => response,
+            Ok(response) => told(response),
             Err(never) => match never {},
         }
+    }
+}
+
+/// The answer with no longer an error than can be told: in its headers, or behind its body.
+fn told(mut response: Response<Body>) -> Response<Body> {
+    shorten(response.headers_mut());
+    response.map(|body| {
+        Body::new(body.map_frame(|mut frame| {
+            if let Some(trailers) = frame.trailers_mut() {
+                shorten(trailers);
+            }
+            frame
+        }))
+    })
+}
+
+fn shorten(headers: &mut HeaderMap) {
+    if headers.get(MESSAGE).is_none_or(|message| message.len() <= MAX_WORDS) {
+        return;
+    }
+    let Some(status) = Status::from_header_map(headers) else { return };
+    let details = status.details().to_vec().into();
+    let brief = Status::with_details(status.code(), brief(status.message()), details);
+    // Metadata of the old one stays where it is.
+    if let Err(error) = brief.add_header(headers) {
+        tracing::error!(%error, "an error can't be told");
     }
 }
 
@@ -79,7 +115,6 @@ impl Service<Request<Body>> for Gate {
 mod tests {
     use bytes::Bytes;
     use futures::poll;
-    use http_body_util::BodyExt as _;
     use http_body_util::Full;
     use tonic::Code;
 
@@ -130,6 +165,21 @@ mod tests {
         opener.open(Routes::default());
         assert_eq!(code(&waits.await.unwrap()), Some(Code::Unimplemented), "it reached them");
         assert_eq!(code(&call(&gate, WORKERS).await.unwrap()), Some(Code::Unimplemented), "theirs by now");
+    }
+
+    #[tokio::test]
+    async fn an_error_that_is_long_is_told_in_short_before_and_behind_a_body() {
+        let long = Status::with_details(Code::NotFound, "ü".repeat(1 << 20), Bytes::from_static(b"more"));
+        let mut trailers = HeaderMap::new();
+        long.add_header(&mut trailers).unwrap();
+        let body = Full::new(Bytes::new()).with_trailers(async move { Some(Ok(trailers)) });
+        let behind = told(Response::new(Body::new(body))).into_body().collect().await.unwrap();
+        let before = told(long.into_http::<Body>());
+        for headers in [behind.trailers().unwrap(), before.headers()] {
+            let status = Status::from_header_map(headers).unwrap();
+            assert_eq!((status.code(), status.details()), (Code::NotFound, &b"more"[..]));
+            assert!(status.message().len() <= MAX_WORDS && status.message().starts_with("üü"));
+        }
     }
 
     #[tokio::test]

@@ -40,6 +40,8 @@ use crate::ops::ExecOpError;
 use crate::ops::FileActionError;
 use crate::ops::FileError;
 use crate::ops::HashError;
+use crate::ops::HttpError;
+use crate::ops::LocalError;
 use crate::ops::OpError;
 use crate::ops::SourceError;
 use crate::registry::CredentialError;
@@ -134,6 +136,16 @@ fn own(error: &(dyn Error + 'static)) -> Option<Code> {
     }
     if let Some(error) = error.downcast_ref::<SessionError>() {
         return Some(session(error));
+    }
+    match error.downcast_ref::<LocalError>() {
+        Some(LocalError::Session(error)) => return Some(session(error)),
+        Some(LocalError::NoSession) => return Some(Code::Unavailable),
+        _ => {}
+    }
+    match error.downcast_ref::<HttpError>() {
+        Some(HttpError::Session(error)) => return Some(session(error)),
+        Some(HttpError::Unreachable { .. }) => return Some(Code::Unavailable),
+        _ => {}
     }
     if error.is::<TaskFailed>() || error.is::<Injected>() {
         return Some(Code::Internal);
@@ -457,7 +469,15 @@ mod tests {
                 cause: ProvideError::unreachable(error.clone()),
             };
             assert_eq!(code_of(&layout), code, "{error}");
+            let files: [OpError; 2] = [
+                OpError::failed(LocalError::Session(error.clone())),
+                OpError::failed(HttpError::Session(error.clone())),
+            ];
+            files.iter().for_each(|files| assert_eq!(code_of(files), code, "{error}"));
         }
+        let page = HttpError::Unreachable { address: "http://a".to_owned(), reason: "refused".to_owned() };
+        assert_eq!(code_of(&page), Code::Unavailable);
+        assert_eq!(code_of(&LocalError::NoSession), Code::Unavailable);
         let gone = CredentialError::Session { host: "r".to_owned(), cause: SessionError::NoActiveSessions };
         let error = RegistryError::Credentials { place: place(), cause: gone };
         assert_eq!(code_of(&error), Code::Unavailable);

@@ -10,6 +10,7 @@ use serde::Serialize;
 use tonic::Code;
 use tonic::Status;
 
+use super::brief::told;
 use super::code::code_of;
 use super::code::words_of;
 use super::error::Cause;
@@ -36,7 +37,8 @@ use crate::proto::rpc;
 const TYPE_PREFIX: &str = "github.com/moby/buildkit/";
 /// What clients look for to tell a cancellation from a failure.
 const CANCELLED: &str = "context canceled";
-/// An op that is larger is not told: details travel in a header, where a file's content has no place.
+/// An op that is larger, with what is said of it, is not told: details travel in a header, where a file's content has no
+/// place.
 const MAX_OP_BYTES: usize = 64 << 10;
 
 impl From<SolveError> for Status {
@@ -101,19 +103,19 @@ impl Rejected {
         let subject = subject(&error);
         details.extend(error.op().and_then(|op| solve_detail(op, subject, refs)));
         // Clients show the first one, and expect that to be the one that was given last.
-        details.extend(error.locations().iter().rev().filter_map(source_detail));
+        details.extend(told(error.locations()).filter_map(source_detail));
         details.extend(error.vertex().and_then(vertex_detail));
         if let SolveError::NoSuchFrontend { name, asked } = &error {
             details.extend(frontend_details(name, asked));
         }
-        Rejected { code: code as i32, message, details }
+        Rejected { code: code as i32, message, details }.brief()
     }
 }
 
 impl From<rpc::Status> for Rejected {
     fn from(status: rpc::Status) -> Rejected {
         let details = status.details.into_iter().map(|any| (any.type_url, any.value.into()));
-        Rejected { code: status.code, message: status.message, details: details.collect() }
+        Rejected { code: status.code, message: status.message, details: details.collect() }.brief()
     }
 }
 
@@ -184,7 +186,8 @@ fn solve_detail(
     subject: Option<errdefs::solve::Subject>,
     refs: FailedRefs,
 ) -> Option<(String, Bytes)> {
-    if failed.bytes.len() > MAX_OP_BYTES {
+    let said: usize = failed.description.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if failed.bytes.len() + said > MAX_OP_BYTES {
         return None;
     }
     let op = pb::Op::decode(failed.bytes.clone()).ok()?;
@@ -215,7 +218,7 @@ fn cap_detail(name: &str) -> Option<(String, Bytes)> {
 /// Refuses what a frontend asks for beyond the capabilities that it was told.
 pub fn unsupported_cap(cap: &str, message: &str) -> Status {
     let details = cap_detail(cap).into_iter().collect();
-    Rejected { code: Code::Unimplemented as i32, message: message.to_owned(), details }.into()
+    Rejected { code: Code::Unimplemented as i32, message: message.to_owned(), details }.brief().into()
 }
 
 fn source_detail(location: &SourceLocation) -> Option<(String, Bytes)> {
