@@ -22,15 +22,20 @@
 
 mod archive;
 mod compressed;
+mod definitions;
 mod index;
 mod jail;
+mod llb;
 mod members;
 mod memory;
+mod ops;
+mod promises;
 mod random;
 mod samples;
 mod text;
 mod tree;
 mod unpack;
+mod wire;
 
 use std::fs;
 use std::path::Path;
@@ -56,8 +61,8 @@ struct Target {
     seeds: fn() -> Vec<Vec<u8>>,
 }
 
-const TARGETS: [Target; 5] =
-    [archive::TARGET, unpack::TARGET, compressed::TARGET, index::TARGET, text::TARGET];
+const TARGETS: [Target; 6] =
+    [archive::TARGET, unpack::TARGET, compressed::TARGET, index::TARGET, text::TARGET, llb::TARGET];
 
 static CHOSEN: OnceLock<&Target> = OnceLock::new();
 

@@ -14,19 +14,19 @@ struct Counting;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
+/// All that was ever allocated: with what is freed it goes on.
+static SPENT: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: all of it is the system's; only sizes are added up.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let now = NOW.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(now, Ordering::Relaxed);
+        count(layout.size());
         // SAFETY: the caller's promises are those that are asked for here.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let now = NOW.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(now, Ordering::Relaxed);
+        count(layout.size());
         // SAFETY: as above.
         unsafe { System.alloc_zeroed(layout) }
     }
@@ -36,6 +36,12 @@ unsafe impl GlobalAlloc for Counting {
         // SAFETY: as above.
         unsafe { System.dealloc(pointer, layout) }
     }
+}
+
+fn count(size: usize) {
+    let now = NOW.fetch_add(size, Ordering::Relaxed) + size;
+    PEAK.fetch_max(now, Ordering::Relaxed);
+    SPENT.fetch_add(size, Ordering::Relaxed);
 }
 
 #[global_allocator]
@@ -48,4 +54,12 @@ pub(crate) fn watched(work: impl FnOnce()) {
     work();
     let taken = PEAK.load(Ordering::Relaxed).saturating_sub(before);
     assert!(taken <= MOST, "the input took {taken} bytes of memory");
+}
+
+/// What work gives, and the bytes that it allocated, one after the other: those that it freed count, so that it is a
+/// measure of what was done, too.
+pub(crate) fn spent<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = SPENT.load(Ordering::Relaxed);
+    let done = work();
+    (done, SPENT.load(Ordering::Relaxed) - before)
 }

@@ -43,6 +43,11 @@ impl Random {
         &from[self.below(from.len())]
     }
 
+    pub(crate) fn pick_mut<'a, T>(&mut self, from: &'a mut [T]) -> &'a mut T {
+        let at = self.below(from.len());
+        &mut from[at]
+    }
+
     /// Changes the first `size` bytes of a buffer, to at most `max`, whatever they are. Returns how many they are then.
     pub(crate) fn change(&mut self, data: &mut [u8], size: usize, max: usize) -> usize {
         if !self.alone {
