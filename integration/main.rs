@@ -17,6 +17,7 @@ mod exporters;
 mod faults;
 mod full;
 mod harness_tests;
+mod hostile;
 mod house;
 mod laziness;
 mod lazy_images;

@@ -48,6 +48,9 @@ use super::daemon::Daemon;
 /// What both sides of BuildKit's API take at most.
 pub const MESSAGE_LIMIT: usize = 16 << 20;
 
+/// What Go clients take.
+const HEADER_LIMIT: u32 = 16 << 20;
+
 /// A connection to a daemon. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
@@ -67,7 +70,8 @@ impl Client {
         });
         let endpoint = Endpoint::from_static("http://thunkd")
             .initial_stream_window_size(4 << 20)
-            .initial_connection_window_size(8 << 20);
+            .initial_connection_window_size(8 << 20)
+            .http2_max_header_list_size(HEADER_LIMIT);
         let channel = endpoint.connect_with_connector(connector).await.expect("connect to the daemon");
         Self { channel }
     }
