@@ -198,15 +198,17 @@ impl LlbError {
 pub struct Definition(pb::Definition);
 
 impl Definition {
-    /// Wraps the message.
-    pub fn new(message: pb::Definition) -> Definition {
+    /// Wraps the message. Places of a vertex that are none are left out: as the value of a map they
+    /// would not be on the wire, and Go's client has a nil then where it expects a list.
+    pub fn new(mut message: pb::Definition) -> Definition {
+        leave_out_empty_places(&mut message);
         Definition(message)
     }
 
     /// Reads the protobuf form, as `buildctl build` takes it on stdin.
     pub fn from_protobuf(bytes: &[u8]) -> Result<Definition, LlbError> {
         match pb::Definition::decode(bytes) {
-            Ok(message) => Ok(Definition(message)),
+            Ok(message) => Ok(Definition::new(message)),
             Err(error) => Err(LlbError::Encoding { reason: error.to_string() }),
         }
     }
@@ -260,6 +262,13 @@ impl Definition {
         graph.definition = Arc::clone(self);
         Ok(Some(graph))
     }
+}
+
+/// Files have definitions of their own; how deep that goes is limited where messages are decoded.
+fn leave_out_empty_places(message: &mut pb::Definition) {
+    let Some(source) = &mut message.source else { return };
+    source.locations.retain(|_, places| !places.locations.is_empty());
+    source.infos.iter_mut().filter_map(|info| info.definition.as_mut()).for_each(leave_out_empty_places);
 }
 
 fn file(info: &pb::SourceInfo) -> SourceFile {

@@ -374,6 +374,31 @@ func TestInputsReachTheFrontend(t *testing.T) {
 	require.Equal(t, img.layerDigests(), digests(r.manifest(target, "v1").Layers))
 }
 
+func TestAResultIsAStateAgainWhateverIsKnownOfItsPlaces(t *testing.T) {
+	c := connect(t)
+	dockerfile := llb.NewSourceMap(nil, "Dockerfile", "Dockerfile", []byte("FROM scratch"))
+	place := dockerfile.Location([]*pb.Range{{Start: &pb.Position{Line: 1}, End: &pb.Position{Line: 1}}})
+	state := llb.Scratch().File(llb.Mkfile("/a", 0o644, []byte("a")), place).File(llb.Mkfile("/b", 0o644, []byte("b")))
+
+	_, _, err := build(t, c, client.SolveOpt{}, func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+		first, err := solveState(ctx, c, state, false)
+		if err != nil {
+			return nil, err
+		}
+		ref, err := first.SingleRef()
+		if err != nil {
+			return nil, err
+		}
+		again, err := ref.ToState()
+		if err != nil {
+			return nil, err
+		}
+		return solveState(ctx, c, again, true)
+	})
+
+	require.NoError(t, err)
+}
+
 func TestAnErrorOfTheFrontendIsTheErrorOfTheBuild(t *testing.T) {
 	c := connect(t)
 

@@ -17,6 +17,8 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	// The encoding of buildctl and docker buildx, which reads some messages in another way than Go's own.
+	_ "github.com/moby/buildkit/util/grpcutil/encoding/proto"
 	"github.com/stretchr/testify/require"
 )
 

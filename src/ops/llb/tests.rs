@@ -385,6 +385,35 @@ fn locations_are_found_by_vertex() {
     assert_eq!(found[0].1[0].start.line, 3);
 }
 
+/// `docker buildx bake` made a state again of a target's result and ended with a nil dereference: it had sent
+/// an empty list of places for a vertex without any, and got a vertex without a list.
+#[test]
+fn places_that_are_none_do_not_come_back() {
+    let mut b = Builder::default();
+    let one = b.image("docker.io/library/one:latest");
+    let two = b.image("docker.io/library/two:latest");
+    let place = pb::Location { source_index: 0, ranges: vec![] };
+    let source = |infos| pb::Source {
+        infos,
+        locations: [
+            (one.to_string(), pb::Locations { locations: vec![] }),
+            (two.to_string(), pb::Locations { locations: vec![place.clone()] }),
+        ]
+        .into(),
+    };
+    let file = pb::Definition { source: Some(source(vec![])), ..Default::default() };
+    let info = pb::SourceInfo { definition: Some(file), ..Default::default() };
+    b.message.source = Some(source(vec![info]));
+    let bytes = b.message.encode_to_vec();
+    for definition in [b.build(), Arc::new(Definition::from_protobuf(&bytes).unwrap())] {
+        let outer = definition.message().source.as_ref().unwrap();
+        let inner = outer.infos[0].definition.as_ref().unwrap().source.as_ref().unwrap();
+        for source in [outer, inner] {
+            assert_eq!(source.locations.keys().collect::<Vec<_>>(), [&two.to_string()]);
+        }
+    }
+}
+
 /// Bytes of a definition that is nearly right: real ops with some of their bytes changed.
 fn nearly() -> impl Strategy<Value = Vec<u8>> {
     let changes = proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6);
