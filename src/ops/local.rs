@@ -3,7 +3,9 @@
 //! A transfer stands on the one before it, found by the name of the directory and the keys that the client
 //! shares among its sessions, so that only what changed is sent and stored. A transfer that changes nothing
 //! gives the state of the one before. States don't stand on each other without end: after [`GENERATIONS`] of
-//! them the next one begins with a copy. Who makes layers of a directory makes them of [`ImmutableRef::alone`].
+//! them the next one begins with a copy, and so does one that parts names of a file: what is written over a name and
+//! has the bytes of before is no change to a state that stands on another. Who makes layers of a directory makes them
+//! of [`ImmutableRef::alone`].
 //!
 //! # Crash consistency
 //!
@@ -37,6 +39,7 @@ use crate::session::fsutil;
 use crate::session::fsutil::DataFilter;
 use crate::session::fsutil::Hold;
 use crate::session::fsutil::ReceiveOptions;
+use crate::session::fsutil::Received;
 use crate::session::fsutil::TransferError;
 use crate::task::TaskFailed;
 use crate::task::Tasks;
@@ -169,7 +172,38 @@ impl Locals {
         let key =
             format!("local:{}:{}:{}{metadata}", source.name, source.shared_key_hint, session.shared_key());
         let previous = self.previous(&key)?;
-        let mutable = self.begin(ctx, source, key, previous.as_ref()).await?;
+        let options = MutableOptions {
+            description: format!("local source for {}", source.name),
+            record_type: RecordType::SourceLocal,
+            keys: vec![key],
+            ..MutableOptions::default()
+        };
+        let below = previous.as_ref().filter(|previous| previous.depth() < GENERATIONS);
+        let mutable = match (&previous, below) {
+            (Some(previous), None) => self.cache.create_copy(ctx, previous, options.clone()).await?,
+            (_, below) => self.cache.create(ctx, below, options.clone()).await?,
+        };
+        let received = self.receive(ctx, session, source, &mutable).await?;
+        match (&previous, below) {
+            (Some(previous), _) if received.is_unchanged() => Ok(previous.clone()),
+            (_, Some(below)) if received.parted > 0 => {
+                drop(mutable);
+                let mutable = self.cache.create_copy(ctx, below, options).await?;
+                self.receive(ctx, session, source, &mutable).await?;
+                Ok(mutable.commit().await?)
+            }
+            _ => Ok(mutable.commit().await?),
+        }
+    }
+
+    /// Makes what is in `mutable` what the client has.
+    async fn receive(
+        &self,
+        ctx: &Ctx,
+        session: &Session,
+        source: &LocalSource,
+        mutable: &MutableRef,
+    ) -> Result<Received, LocalError> {
         let tree = mutable.mount().await?;
         let item = ctx.progress().map(|p| p.item(format!("transferring {}:", source.name), "transferring"));
         if let Some(item) = &item {
@@ -208,11 +242,7 @@ impl Locals {
         let received =
             received.map_err(|source| LocalError::Transfer { name: request.name.clone(), source })?;
         tracing::debug!(name = request.name, ?received, "transferred");
-        drop(tree);
-        match previous {
-            Some(previous) if received.is_unchanged() => Ok(previous),
-            _ => Ok(mutable.commit().await?),
-        }
+        Ok(received)
     }
 
     /// The state of the transfer before this one.
@@ -224,25 +254,5 @@ impl Locals {
             }
         }
         Ok(None)
-    }
-
-    async fn begin(
-        &self,
-        ctx: &Ctx,
-        source: &LocalSource,
-        key: String,
-        previous: Option<&ImmutableRef>,
-    ) -> Result<MutableRef, LocalError> {
-        let options = MutableOptions {
-            description: format!("local source for {}", source.name),
-            record_type: RecordType::SourceLocal,
-            keys: vec![key],
-            ..MutableOptions::default()
-        };
-        let Some(previous) = previous else { return Ok(self.cache.create(ctx, None, options).await?) };
-        if previous.depth() < GENERATIONS {
-            return Ok(self.cache.create(ctx, Some(previous), options).await?);
-        }
-        Ok(self.cache.create_copy(ctx, previous, options).await?)
     }
 }

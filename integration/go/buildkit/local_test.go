@@ -229,6 +229,30 @@ func TestLocalANewNameOfAFileLeavesItsOthersLinked(t *testing.T) {
 	}
 }
 
+func TestLocalANameThatIsAFileOfItsOwnNowStaysOne(t *testing.T) {
+	c := connect(t)
+	dir := files(t, map[string]string{"a": "linked"})
+	first, second := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	require.NoError(t, os.Link(first, second))
+	require.Equal(t, tree(t, dir), tree(t, syncDir(t, c, mount(t, dir))))
+	before, err := os.Stat(first)
+	require.NoError(t, err)
+	require.NoError(t, os.Remove(second))
+	require.NoError(t, os.WriteFile(second, []byte("linked"), before.Mode()))
+	require.NoError(t, os.Chtimes(second, before.ModTime(), before.ModTime()))
+	for turn := range 3 {
+		counting := mount(t, dir)
+		out := syncDir(t, c, counting)
+		require.Equal(t, tree(t, dir), tree(t, out))
+		other, err := os.Stat(filepath.Join(out, "a"))
+		require.NoError(t, err)
+		require.EqualValues(t, 1, other.Sys().(*syscall.Stat_t).Nlink, "turn %d", turn)
+		if turn > 0 {
+			require.Zero(t, counting.opened.Load(), "turn %d", turn)
+		}
+	}
+}
+
 func TestLocalFilesOfBeforeAreInNoLayerAndTakeNothingAway(t *testing.T) {
 	c, r := connect(t), newRegistry(t)
 	step := box(t, r).Run(sh("echo > /out/made"))

@@ -82,6 +82,7 @@ pub(super) struct Rest {
     pub(super) removed: u64,
     /// Without links, and files whose bytes were asked for: what becomes of them is seen when they are there.
     pub(super) changed: u64,
+    pub(super) parted: u64,
 }
 
 /// A transfer of metadata.
@@ -296,11 +297,12 @@ impl Planner {
             let file = (there.device, there.inode);
             *self.linked.entry(file).or_insert_with(|| stat.path.clone()) == stat.path
         };
-        !self.options.merge
-            && own
+        let alike = !self.options.merge
             && there.is_file()
             && there.size == stat.size
-            && self.same_attributes(stat, there)
+            && self.same_attributes(stat, there);
+        self.rest.parted += u64::from(alike && !own);
+        alike && own
     }
 
     fn same_attributes(&self, stat: &FileStat, there: &Meta) -> bool {

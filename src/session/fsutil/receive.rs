@@ -115,6 +115,8 @@ pub struct Received {
     pub changed: u64,
     /// Entries that were removed, each with what was in it.
     pub removed: u64,
+    /// Names of a file with several that are of files of their own now, which may have its bytes.
+    pub parted: u64,
 }
 
 impl Received {
@@ -267,6 +269,7 @@ where
         }
         if let Some(rest) = self.rest.take() {
             self.received.removed = rest.removed;
+            self.received.parted = rest.parted;
             self.received.changed += rest.changed;
             let target = target.to_path_buf();
             let links = tasks.spawn_blocking("transfer end", move || rest.finish(&target)).await??;
