@@ -248,6 +248,8 @@ fn labels(config: &Config) -> BTreeMap<String, String> {
     let known = [
         ("executor", "oci"),
         ("oci.process-mode", "sandbox"),
+        // Steps are confined by AppArmor, or not.
+        ("selinux.enabled", "false"),
         ("snapshotter", snapshotter),
         ("hostname", &host),
         ("network", network_name),

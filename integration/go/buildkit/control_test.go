@@ -21,7 +21,7 @@ func TestAWorkerNamesItsPlatformAndLabels(t *testing.T) {
 	require.Equal(t, "linux", worker.Platforms[0].OS)
 	require.NotEmpty(t, worker.Platforms[0].Architecture)
 	require.Equal(t, "github.com/moby/buildkit", worker.BuildkitVersion.Package)
-	for _, name := range []string{"executor", "snapshotter", "hostname", "network"} {
+	for _, name := range []string{"executor", "snapshotter", "hostname", "network", "oci.process-mode", "selinux.enabled"} {
 		require.NotEmpty(t, worker.Labels["org.mobyproject.buildkit.worker."+name], name)
 	}
 }
