@@ -117,7 +117,8 @@ fn unsupported(request: &control::SolveRequest) -> Vec<String> {
         unsupported.push("a source policy".to_owned());
     }
     if !request.source_policy_session.is_empty() {
-        unsupported.push("a source policy in the session".to_owned());
+        // There need be no policy: docker buildx asks for one whose file may turn out to be missing.
+        unsupported.push("a source policy in the session (docker buildx: --policy disabled=true)".to_owned());
     }
     if request.proxy_network {
         unsupported.push("a proxy network".to_owned());
@@ -421,6 +422,8 @@ mod tests {
         assert_eq!(attest("mode=max,disabled=true"), [""; 0]);
         let policy = policy::Policy { rules: vec![policy::Rule::default()], ..Default::default() };
         assert_eq!(refused(|r| r.source_policy = Some(policy)), ["a source policy"]);
+        let session = "a source policy in the session (docker buildx: --policy disabled=true)";
+        assert_eq!(refused(|r| r.source_policy_session = "session".to_owned()), [session]);
         assert_eq!(refused(|r| r.proxy_network = true), ["a proxy network"]);
         let both = refused(|r| {
             r.definition = Some(Default::default());
