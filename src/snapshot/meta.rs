@@ -28,7 +28,7 @@ pub(super) fn write(info: &SnapshotInfo, directory: &Path) -> Result<(), Snapsho
     write_to(info, &directory.join(NAME))
 }
 
-/// As [`write`], in the place of the note that is there.
+/// As [`write()`], in the place of the note that is there.
 pub(super) fn replace(info: &SnapshotInfo, directory: &Path) -> Result<(), SnapshotError> {
     let path = directory.join(NAME);
     let new = path.with_extension("new");
