@@ -275,3 +275,34 @@ impl Drop for Waiter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::oci::Digest;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_is_put_off_until_somebody_waits_for_it_or_the_daemon_stops() {
+        let (tasks, stop) = (Tasks::new(), CancellationToken::new());
+        let new = || Fetch::new(Descriptor::new("text/plain", Digest::sha256(""), 0), &tasks);
+        let took = async |fetch: &Fetch| {
+            let began = Instant::now();
+            fetch.put_off(&stop).await;
+            began.elapsed()
+        };
+        let (fetch, later) = (new(), new());
+        assert_eq!(took(&fetch).await, PAUSE);
+        assert!(futures::poll!(Box::pin(fetch.landed())).is_pending());
+        assert_eq!(took(&fetch).await, Duration::ZERO);
+        let (put_off, _) = tokio::join!(took(&later), async {
+            tokio::time::sleep(PAUSE / 2).await;
+            later.land(Outcome::Refused);
+            later.landed().await
+        });
+        assert_eq!(put_off, PAUSE / 2);
+        stop.cancel();
+        assert_eq!(took(&new()).await, Duration::ZERO);
+    }
+}

@@ -61,7 +61,7 @@ async fn who_reads_along_has_all_once_the_digest_held_whatever_becomes_of_the_fi
 
 /// Syncing the layers of a base took a tenth of the time that a command on it waited.
 #[tokio::test]
-async fn a_file_that_nobody_waits_for_is_synced_later_and_at_once_when_somebody_does() {
+async fn a_file_that_nobody_waits_for_is_synced_later() {
     let (f, ctx) = (Fixture::new(), Ctx::background());
     let _other = f.store.write("m", "the first blob syncs the store's directories").await.unwrap();
     for asks in [true, false] {
@@ -73,12 +73,11 @@ async fn a_file_that_nobody_waits_for_is_synced_later_and_at_once_when_somebody_
         let held = f.store.follow(&ctx, &blob, &fake.handlers(&blob), &mut drop).await.unwrap();
         assert!(f.store.is_resident(&blob), "its bytes are here");
         assert_eq!((synced(), f.blob_path(&blob.digest).exists()), (0, false));
-        let began = std::time::Instant::now();
         if asks {
             drop(f.store.fetch(&ctx, &blob, &fake.handlers(&blob)).await.unwrap());
             assert_eq!(synced(), 2);
-            assert!(began.elapsed().as_secs() < 1);
         } else {
+            let began = std::time::Instant::now();
             while synced() < 2 {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             }
