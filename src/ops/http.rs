@@ -325,34 +325,17 @@ fn shown(address: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::kept::Kept;
     use crate::ops::op::HttpSignature;
-
-    fn source(url: &str) -> HttpSource {
-        HttpSource {
-            url: url.to_owned(),
-            checksum: None,
-            filename: None,
-            perm: None,
-            uid: 0,
-            gid: 0,
-            auth_header_secret: None,
-            headers: Vec::new(),
-            signature: None,
-            resolved: Kept::default(),
-            unpinned: Kept::default(),
-        }
-    }
 
     #[test]
     fn a_signature_is_never_taken_on_trust() {
         let (public_key, signature) = ("key".to_owned(), "signature".to_owned());
         let signed = HttpSource {
             signature: Some(HttpSignature { public_key, signature }),
-            ..source("http://h.test/a")
+            ..HttpSource::new("http://h.test/a")
         };
         assert!(matches!(refuse_signature(&signed), Err(HttpError::Unsupported { .. })));
-        assert!(refuse_signature(&source("http://h.test/a")).is_ok());
+        assert!(refuse_signature(&HttpSource::new("http://h.test/a")).is_ok());
     }
 
     #[test]
@@ -362,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_file_is_found_whatever_is_pinned_and_counts_by_what_it_is() {
-        let (plain, digest) = (source("http://h.test/a"), Digest::sha256("a"));
+        let (plain, digest) = (HttpSource::new("http://h.test/a"), Digest::sha256("a"));
         let pinned = HttpSource { checksum: Some(digest), ..plain.clone() };
         assert_eq!(address_key_text(&plain), address_key_text(&pinned));
         assert_ne!(
@@ -376,7 +359,7 @@ mod tests {
             |name: &str| HttpFile { digest, filename: name.to_owned(), modified: None, reference: None };
         assert_eq!(
             Web::cache_key(&plain, &file("a")),
-            Web::cache_key(&source("http://h.test/b"), &file("a"))
+            Web::cache_key(&HttpSource::new("http://h.test/b"), &file("a"))
         );
         assert_ne!(Web::cache_key(&plain, &file("a")), Web::cache_key(&plain, &file("b")));
         assert_ne!(Web::cache_key(&plain, &file("a")), Web::cache_key(&other, &file("a")));

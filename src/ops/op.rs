@@ -140,6 +140,21 @@ pub struct ImageSource {
     pub resolved: Resolved,
 }
 
+impl ImageSource {
+    /// An image by its name, looked for as usual.
+    pub fn new(reference: Reference) -> ImageSource {
+        ImageSource {
+            reference,
+            resolve_mode: ResolveMode::Default,
+            record_type: RecordType::Regular,
+            layer_limit: None,
+            checksum: None,
+            named: Kept::default(),
+            resolved: Resolved::default(),
+        }
+    }
+}
+
 /// `oci-layout://`: an image of an OCI layout that a client or a directory holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LayoutSource {

@@ -113,39 +113,17 @@ impl Table {
 mod tests {
     use super::*;
     use crate::oci::Descriptor;
-    use crate::ops::RecordType;
-    use crate::ops::Resolved;
 
     /// An HTTP source that shares with those of the job.
     fn file(job: &Resolutions, url: &str, change: impl FnOnce(&mut HttpSource)) -> HttpSource {
-        let mut source = HttpSource {
-            url: url.to_owned(),
-            checksum: None,
-            filename: None,
-            perm: None,
-            uid: 0,
-            gid: 0,
-            auth_header_secret: None,
-            headers: Vec::new(),
-            signature: None,
-            resolved: Kept::default(),
-            unpinned: Kept::default(),
-        };
+        let mut source = HttpSource::new(url);
         change(&mut source);
         job.share(&Op::Http(source.clone()));
         source
     }
 
     fn image(job: &Resolutions, name: &str, resolve_mode: ResolveMode) -> ImageSource {
-        let source = ImageSource {
-            reference: name.parse().unwrap(),
-            resolve_mode,
-            record_type: RecordType::Regular,
-            layer_limit: None,
-            checksum: None,
-            named: Kept::default(),
-            resolved: Resolved::default(),
-        };
+        let source = ImageSource { resolve_mode, ..ImageSource::new(name.parse().unwrap()) };
         job.share(&Op::Image(source.clone()));
         source
     }

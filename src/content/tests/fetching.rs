@@ -79,6 +79,19 @@ async fn a_file_that_nobody_waits_for_is_synced_later() {
     drop(held);
 }
 
+/// As a kill leaves it before its file was synced.
+#[tokio::test]
+async fn a_blob_that_is_whole_under_its_first_name_is_hashed_and_not_fetched() {
+    let (f, ctx, all) = (Fixture::new(), Ctx::background(), bytes(1, SIZE));
+    let blob = layer(&all);
+    let fake = Fake::new(origin("a"), &all);
+    f.leave_partial(&blob.digest, &all, origin("a"));
+    let held = f.store.fetch(&ctx, &blob, &fake.handlers(&blob)).await.unwrap();
+    assert_eq!((fake.served(), f.store.stats().fetched_bytes), (0, 0));
+    assert_eq!(std::fs::read(f.blob_path(&blob.digest)).unwrap(), all);
+    drop(held);
+}
+
 #[tokio::test]
 async fn a_collection_waits_for_the_file_of_a_fetch_that_nobody_waits_for() {
     let (f, all) = (Fixture::new(), bytes(1, SIZE));

@@ -10,7 +10,6 @@ use super::invalid::InvalidOp;
 use super::pb;
 use crate::oci::Reference;
 use crate::ops::graph::VertexDigest;
-use crate::ops::kept::Kept;
 use crate::ops::op::Differ;
 use crate::ops::op::HttpSignature;
 use crate::ops::op::HttpSource;
@@ -42,15 +41,7 @@ pub(super) fn source(source: &pb::SourceOp, digest: VertexDigest) -> Result<Op, 
 
 fn image(name: &str, attrs: &Attrs) -> Result<ImageSource, String> {
     let reference: Reference = name.parse().map_err(|error| format!("{error}"))?;
-    let mut image = ImageSource {
-        reference: reference.with_default_tag(),
-        resolve_mode: ResolveMode::Default,
-        record_type: RecordType::Regular,
-        layer_limit: None,
-        checksum: None,
-        named: Kept::default(),
-        resolved: Resolved::default(),
-    };
+    let mut image = ImageSource::new(reference.with_default_tag());
     for (key, value) in attrs {
         match key.as_str() {
             "image.resolvemode" => {
@@ -163,19 +154,7 @@ fn http(url: &str, attrs: &Attrs) -> Result<HttpSource, InvalidOp> {
     if parsed.is_none() {
         return Err(attribute("identifier", url, "an address of a server"));
     }
-    let mut source = HttpSource {
-        url: url.to_owned(),
-        checksum: None,
-        filename: None,
-        perm: None,
-        uid: 0,
-        gid: 0,
-        auth_header_secret: None,
-        headers: Vec::new(),
-        signature: None,
-        resolved: Kept::default(),
-        unpinned: Kept::default(),
-    };
+    let mut source = HttpSource::new(url);
     let (mut public_key, mut signature) = (String::new(), String::new());
     for (key, value) in attrs {
         match key.as_str() {

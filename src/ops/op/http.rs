@@ -28,6 +28,25 @@ pub struct HttpSource {
     pub unpinned: Kept<HttpFile>,
 }
 
+impl HttpSource {
+    /// What stands at an address, whatever it is.
+    pub fn new(url: &str) -> HttpSource {
+        HttpSource {
+            url: url.to_owned(),
+            checksum: None,
+            filename: None,
+            perm: None,
+            uid: 0,
+            gid: 0,
+            auth_header_secret: None,
+            headers: Vec::new(),
+            signature: None,
+            resolved: Kept::default(),
+            unpinned: Kept::default(),
+        }
+    }
+}
+
 /// A detached PGP signature that the bytes must have.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HttpSignature {

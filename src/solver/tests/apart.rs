@@ -8,13 +8,9 @@ use crate::oci::Platform;
 use crate::ops::Edge;
 use crate::ops::Graph;
 use crate::ops::ImageSource;
-use crate::ops::Kept;
 use crate::ops::Merge;
 use crate::ops::Named;
 use crate::ops::Op;
-use crate::ops::RecordType;
-use crate::ops::ResolveMode;
-use crate::ops::Resolved;
 use crate::ops::Vertex;
 use crate::ops::VertexDigest;
 use crate::ops::VertexOptions;
@@ -29,15 +25,7 @@ use crate::task::Tasks;
 
 /// An image, and what is made of it: `told` is what a job knows of the image.
 fn graph(told: Option<&str>) -> Graph {
-    let image = ImageSource {
-        reference: "r.test/app:v1".parse().unwrap(),
-        resolve_mode: ResolveMode::Default,
-        record_type: RecordType::Regular,
-        layer_limit: None,
-        checksum: None,
-        named: Kept::default(),
-        resolved: Resolved::default(),
-    };
+    let image = ImageSource::new("r.test/app:v1".parse().unwrap());
     if let Some(told) = told {
         image.named.keep(Named::of_registry(Descriptor::of("application/x", told.as_bytes())));
     }

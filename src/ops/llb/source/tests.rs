@@ -74,7 +74,6 @@ fn every_attribute_of_a_web_source_is_parsed() {
     ])
     .unwrap();
     let expected = HttpSource {
-        url: "https://example.com/a/b?c=d".into(),
         checksum: Some(digest),
         filename: Some("f".into()),
         perm: Some(0o644),
@@ -83,8 +82,7 @@ fn every_attribute_of_a_web_source_is_parsed() {
         auth_header_secret: Some("token".into()),
         headers: vec![("Accept".into(), "*/*".into()), ("User-Agent".into(), "me".into())],
         signature: Some(HttpSignature { public_key: "key".into(), signature: "sig".into() }),
-        resolved: Kept::default(),
-        unpinned: Kept::default(),
+        ..HttpSource::new("https://example.com/a/b?c=d")
     };
     assert_eq!(parsed, expected);
     assert_eq!(http(&[("http.perm", "0")]).unwrap().perm, None);
